@@ -1,0 +1,218 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The dual problem on weighted draws: multipliers by damped Newton steps.
+
+With draws of weight w_i (summing to one) from p0(z) L(z), the dual
+
+    g(lambda) = -log sum_i w_i exp(-lambda . T_i)
+
+is smooth and concave; its gradient is the violation of the tilted weights, its Hessian
+minus the covariance of T under them (Boyd & Vandenberghe, Convex Optimization, 5.1.6
+and 5.7.3). Everything is in float64 on the host: K is small and n is at most about 1e6.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from numpyro_epi._math.importance import effective_sample_size, normalize_log_weights
+
+# Weights that are left out of the covariance, as a fraction of the mean weight.
+NEGLIGIBLE = 1e-9
+
+
+class DualSolution(NamedTuple):
+    """Result of `solve_dual`.
+
+    Attributes:
+        multipliers: shape (K,), in the units of the deviations that were passed.
+        weights: tilted weights, sum to one, shape (n,).
+        ess: effective sample size of `weights`.
+        residual: largest absolute violation that is left.
+        log_normalizer: estimate of log E[L exp(-lambda . T)] under the prior.
+    """
+
+    multipliers: np.ndarray
+    weights: np.ndarray
+    ess: float
+    residual: float
+    log_normalizer: float
+
+
+def _log_mean(log_weights: np.ndarray) -> float:
+    top = log_weights.max()
+    return float(top + np.log(np.mean(np.exp(log_weights - top))))
+
+
+def solve_dual(
+    log_weights: np.ndarray,
+    deviations: np.ndarray,
+    *,
+    initial: np.ndarray | None = None,
+    max_steps: int = 100,
+    ridge: float = 1e-4,
+    tolerance: float = 1e-6,
+    least_ess: float = 0.0,
+) -> DualSolution:
+    """Maximise the dual by Newton steps with backtracking.
+
+    Args:
+        log_weights: log of unnormalised weights of draws against prior times
+            likelihood, shape (n,); -inf drops a draw.
+        deviations: T of each draw, shape (n, K), finite where the weight is not zero.
+        initial: multipliers to start from, shape (K,); zero by default.
+        max_steps: bound on the Newton steps.
+        ridge: weight of |lambda|^2 / 2 subtracted from the dual. It keeps the
+            multipliers finite when no reweighting of the draws is feasible, at the
+            price of a violation of ridge * lambda.
+        tolerance: a gradient this small ends the search.
+        least_ess: an effective sample size below it ends the search without success.
+
+    Returns:
+        The solution; `residual` is large where the draws cannot meet the constraints.
+    """
+    keep = np.isfinite(log_weights)
+    log_w = np.asarray(log_weights, np.float64)[keep]
+    devs = np.asarray(deviations, np.float64)[keep]
+    num = devs.shape[1]
+    lam = np.zeros(num) if initial is None else np.asarray(initial, np.float64).copy()
+
+    def loss(lam: np.ndarray) -> float:
+        return _log_mean(log_w - devs @ lam) + 0.5 * ridge * lam @ lam
+
+    value = loss(lam)
+    for _ in range(max_steps):
+        weights = normalize_log_weights(log_w - devs @ lam)
+        mean = weights @ devs
+        gradient = mean - ridge * lam
+        if np.abs(gradient).max() < tolerance:
+            break
+        if effective_sample_size(weights) < least_ess:
+            break
+        rows = weights > NEGLIGIBLE / weights.size
+        centred = devs[rows] - mean
+        hessian = (centred * weights[rows, None]).T @ centred + ridge * np.eye(num)
+        step = np.linalg.solve(hessian, gradient)
+        step *= min(1.0, 10.0 / np.abs(step).max())
+        size, slope = 1.0, gradient @ step
+        while loss(lam + size * step) > value - 1e-4 * size * slope and size > 1e-8:
+            size *= 0.5
+        lam = lam + size * step
+        value = loss(lam)
+    weights = normalize_log_weights(log_w - devs @ lam)
+    residual = float(np.abs(weights @ devs).max())
+    log_normalizer = _log_mean(log_w - devs @ lam) + np.log(keep.mean())
+    everything = np.zeros(keep.shape)
+    everything[keep] = weights
+    return DualSolution(
+        lam, everything, effective_sample_size(weights), residual, log_normalizer
+    )
+
+
+def solve_noisy_dual(
+    log_weights: np.ndarray,
+    deviations: np.ndarray,
+    covariance: np.ndarray,
+    initial: np.ndarray,
+    num_iterations: int = 3,
+) -> DualSolution:
+    """The dual where T of each draw is an average of simulations, with an error.
+
+    `E[exp(-lambda . T)]` exceeds `exp(-lambda . E[T])`; to second order in the error of
+    covariance C its logarithm does so by `lambda . C lambda / 2` (the cumulant
+    expansion), which is taken off here, with its derivative `C lambda` added to T.
+
+    Args:
+        log_weights: as in `solve_dual`.
+        deviations: averages of T, shape (n, K).
+        covariance: C of each average, shape (n, K, K).
+        initial: multipliers to start from, shape (K,).
+        num_iterations: of the correction, whose lambda is that of the last iteration.
+    """
+    multipliers = np.asarray(initial, np.float64)
+    for _ in range(num_iterations):
+        shift = covariance @ multipliers
+        found = solve_dual(
+            log_weights + 0.5 * shift @ multipliers,
+            deviations + shift,
+            initial=multipliers,
+            max_steps=40,
+        )
+        multipliers = found.multipliers
+    return found
+
+
+def solve_dual_tempered(
+    log_weights: np.ndarray,
+    deviations: np.ndarray,
+    *,
+    min_ess: float,
+    paths: Sequence[Callable[[float], np.ndarray]],
+    previous: tuple[np.ndarray, float] | None = None,
+    num_bisections: int = 6,
+) -> tuple[DualSolution, float]:
+    """Go as far towards the targets as an effective sample size allows.
+
+    The targets move on a path from the moments that the draws already have to the
+    wanted ones. Moving the targets, not the multipliers, keeps the way feasible.
+
+    Args:
+        log_weights: as in `solve_dual`.
+        deviations: as in `solve_dual`.
+        min_ess: smallest effective sample size to accept.
+        paths: functions from `distance`, between 1 (the draws' own moments) and 0
+            (zero: the targets), to E[T], shape (K,); the one that leads farthest wins.
+        previous: multipliers and distance reached on fewer draws, to go on from.
+        num_bisections: on `distance`.
+
+    Returns:
+        The solution and its `distance`: 0.0 if the targets themselves were reached, 1.0
+        if nothing was gained.
+    """
+
+    def attempt(
+        moments: np.ndarray, initial: np.ndarray | None, least_ess: float = 0.0
+    ) -> DualSolution | None:
+        found = solve_dual(
+            log_weights,
+            deviations - moments,
+            initial=initial,
+            max_steps=40,
+            least_ess=least_ess,
+        )
+        is_good = found.ess >= min_ess and found.residual < 0.05
+        return found if is_good else None
+
+    initial, reached = (None, 1.0) if previous is None else previous
+    best = attempt(np.zeros(deviations.shape[1]), initial)
+    if best is not None:
+        return best, 0.0
+    reached = max(reached, 1e-3)
+    kept = solve_dual(
+        log_weights,
+        deviations - paths[0](reached),
+        initial=initial,
+        max_steps=0 if reached < 1.0 else 40,
+    )
+    if kept.ess < min_ess:
+        kept, reached = solve_dual(log_weights, deviations - paths[0](1.0)), 1.0
+    is_first = True
+    for path in paths:
+        low, high = 0.0, reached
+        for i in range(num_bisections):
+            # Halve the ratio where little is left, the difference where much is.
+            middle = np.sqrt(low * high) if low > 0.0 else 0.5 * high
+            if i == 0 and not is_first:
+                # A later path is followed only if it leads beyond the earlier ones.
+                middle = 0.95 * reached
+            found = attempt(path(float(middle)), kept.multipliers, 0.05 * min_ess)
+            if found is not None:
+                high, kept, reached = middle, found, float(middle)
+            elif i == 0 and not is_first:
+                break
+            else:
+                low = middle
+        is_first = False
+    return kept, reached

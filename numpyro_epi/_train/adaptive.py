@@ -1,0 +1,223 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Rounds of adaptive multiple importance sampling with the guide as a proposal.
+
+See `warm_start` for the method. While the targets are still out of reach, half of each
+round's draws come from a Gaussian with the weighted moments of the pool instead: a few
+hundred effective draws determine it, where they do not determine a flow.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+
+from numpyro_epi._math.dual import DualSolution, solve_noisy_dual
+from numpyro_epi._math.importance import GaussianProposal, systematic_resample
+from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.warm_start import Pool, solve_pool, split_indices
+
+# Log density of draws u, shape (R, n, D), under a proposal of each restart.
+LogDensity = Callable[[np.ndarray], np.ndarray]
+Found = list[tuple[DualSolution, float]]
+
+
+class AdaptiveSampler:
+    """Pools of simulated draws, one for each restart, and the rounds that extend them.
+
+    Args:
+        engine: compiled functions.
+        simulate: from draws u, shape (R, n, D), to a `Pool` whose arrays have a leading
+            axis of restarts.
+        next_keys: gives a fresh key for each restart.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        simulate: Callable[[np.ndarray], Pool],
+        next_keys: Callable[[], jax.Array],
+    ) -> None:
+        self.engine = engine
+        self.simulate = simulate
+        self.next_keys = next_keys
+        self.options = engine.options
+        self.has_var = engine.problem.table.has_var
+        self.pools: list[Pool] = []
+        self.proposals: list[LogDensity] = []
+
+    @property
+    def min_ess(self) -> float:
+        """Effective draws that a fit of the guide needs, on the way."""
+        wanted = 20.0 * self.engine.problem.num_latents + 100.0
+        return min(wanted, 0.1 * self.options.warm_start_size)
+
+    def start(self) -> Found:
+        """Simulate draws from the prior, and solve the dual on them."""
+        num = 2 * self.options.warm_start_size
+        new = self.simulate(self.engine.prior_draws(self.next_keys(), num))
+        self.pools = [_row(new, r) for r in range(self.options.num_restarts)]
+        for pool in self.pools:
+            pool.log_proposals.append(pool.log_prior)
+            pool.counts.append(num)
+        return self.solve([None] * len(self.pools))
+
+    def rounds(self, params: Any, found: Found) -> tuple[Any, Found, int]:
+        """Fit the guide to the pool, simulate its draws, solve again; until it is good.
+
+        Returns:
+            Parameters of a last fit, the dual solutions, the number of rounds.
+        """
+        wanted_ess = 0.5 * self.options.warm_start_size
+        num_rounds, history = 0, [max(d for _, d in found)]
+        while num_rounds < self.options.warm_start_rounds:
+            if all(d == 0.0 and s.ess >= wanted_ess for s, d in found):
+                break
+            # Three rounds without coming much closer, by ratio or by difference.
+            if len(history) > 3 and history[-4] > 0.0:
+                gain = history[-4] - history[-1]
+                if gain < 0.5 * history[-4] and gain < 0.1:
+                    break
+            params = self.fit(params, found, 8)
+            found = self.round(params, found)
+            num_rounds += 1
+            history.append(max(d for _, d in found))
+        return self.fit(params, found, 20), found, num_rounds
+
+    def round(self, params: Any, found: Found) -> Found:
+        """Add simulated draws of the guide to the pools, and solve again."""
+        size = self.options.warm_start_size
+        is_far = any(distance > 0.0 for _, distance in found)
+        num = size // 2 if is_far else size
+        draws = [self.engine.draws(params, self.next_keys(), num)[0]]
+        proposals: list[LogDensity] = [lambda u: self.engine.log_q(params, u)]
+        if is_far:
+            gaussians = [
+                GaussianProposal.from_draws(pool.u, solution.weights)
+                for pool, (solution, _) in zip(self.pools, found, strict=True)
+            ]
+            normal = jax.vmap(
+                lambda k: random.normal(k, (size - num, draws[0].shape[-1]))
+            )
+            noise = np.asarray(normal(self.next_keys()))
+            draws.append(
+                np.stack([g.move(x) for g, x in zip(gaussians, noise, strict=True)])
+            )
+            proposals.append(
+                lambda u: np.stack(
+                    [g.log_prob(x) for g, x in zip(gaussians, u, strict=True)]
+                )
+            )
+        u = np.concatenate(draws, axis=1).astype(draws[0].dtype)
+        self.add(self.simulate(u), proposals, [part.shape[1] for part in draws])
+        return self.solve([(s.multipliers, distance) for s, distance in found])
+
+    def add(self, new: Pool, proposals: list[LogDensity], counts: list[int]) -> None:
+        """Append draws (R, n, ...) of one proposal after another.
+
+        The density of every draw under every proposal is kept.
+        """
+        rows = [new.log_prior] + [log_q(new.u) for log_q in self.proposals]
+        old = np.stack([pool.u for pool in self.pools])
+        both = np.concatenate([old, new.u], axis=1)
+        last = [log_q(both) for log_q in proposals]
+        for r, pool in enumerate(self.pools):
+            pool.extend(_row(new, r))
+            pool.log_proposals = [
+                np.concatenate([old_row, row[r]])
+                for old_row, row in zip(pool.log_proposals, rows, strict=True)
+            ] + [row[r] for row in last]
+            pool.counts += counts
+        self.proposals += proposals
+
+    def solve(self, previous: list, min_ess: float | None = None) -> Found:
+        """Dual solution and distance for each restart.
+
+        Args:
+            previous: multipliers and distance to go on from, or None, for each restart.
+            min_ess: smallest effective sample size to accept.
+        """
+        least = self.min_ess if min_ess is None else min_ess
+        return [
+            solve_pool(pool, least, start, self.has_var)
+            for pool, start in zip(self.pools, previous, strict=True)
+        ]
+
+    def resample(self, weights: list[np.ndarray]) -> tuple[jax.Array, jax.Array]:
+        """Draws to fit and to hold out, shape (R, n, D) each."""
+        size = self.options.warm_start_size
+        offsets = np.asarray(jax.vmap(random.uniform)(self.next_keys()))
+        train, held_out = [], []
+        for pool, w, offset in zip(self.pools, weights, offsets, strict=True):
+            rows = split_indices(w, size, size // 4, float(offset))
+            train.append(pool.u[rows[0]])
+            held_out.append(pool.u[rows[1]])
+        return jnp.asarray(np.stack(train)), jnp.asarray(np.stack(held_out))
+
+    def anchor(
+        self,
+        found: Found,
+        simulate_many: Callable[[np.ndarray], tuple[Pool, np.ndarray]] | None,
+    ) -> tuple[np.ndarray, jax.Array, np.ndarray]:
+        """Multipliers (R, K), draws (R, n, D) of the law that they define, log Z (R,).
+
+        A statistic averaged over few simulations is noisy, and weights that contain it
+        prefer draws whose noise was lucky. So draws are resampled, simulated afresh
+        many times, and weighted again: the new weights undo the old ones.
+
+        Args:
+            found: dual solutions on the pools.
+            simulate_many: averages many simulations of each draw, and gives the
+                covariance of the averages, shape (R, n, K, K); None where the
+                statistics are deterministic.
+        """
+        multipliers = np.stack([s.multipliers for s, _ in found])
+        log_normalizers = np.array([s.log_normalizer for s, _ in found])
+        draws, _ = self.resample([s.weights for s, _ in found])
+        if simulate_many is None:
+            return multipliers, draws, log_normalizers
+        size = self.options.warm_start_size
+        offsets = np.asarray(jax.vmap(random.uniform)(self.next_keys()))
+        rows = [
+            systematic_resample(solution.weights, size // 2, float(offset))
+            for (solution, _), offset in zip(found, offsets, strict=True)
+        ]
+        u = np.stack([p.u[r] for p, r in zip(self.pools, rows, strict=True)])
+        many, covariance = simulate_many(u)
+        for r, (solution, distance) in enumerate(found):
+            old, new = self.pools[r], _row(many, r)
+            log_w = old.deviations[rows[r]] @ solution.multipliers
+            log_w = np.where(new.is_valid, log_w, -np.inf)
+            again = solve_noisy_dual(
+                log_w, new.deviations, covariance[r], solution.multipliers
+            )
+            if distance > 0.0 or again.residual > 0.05 or again.ess < self.min_ess:
+                log_normalizers[r] = np.nan
+                continue  # too noisy to be improved: the pool's own solution stays
+            multipliers[r] = again.multipliers
+            # The old weights had the old log Z: the new weights give the difference.
+            log_normalizers[r] += again.log_normalizer
+            chosen = systematic_resample(again.weights, size, float(offsets[r]))
+            draws = draws.at[r].set(u[r][chosen])
+        return multipliers, draws, log_normalizers
+
+    def fit(self, params: Any, found: Found, num_chunks: int) -> Any:
+        """The guide, fitted to the weighted pools by maximum likelihood."""
+        train, held_out = self.resample([s.weights for s, _ in found])
+        keys = self.next_keys()
+        return self.engine.fit(params, train, held_out, keys, num_chunks)[0]
+
+
+def _row(pool: Pool, r: int) -> Pool:
+    """One restart of a pool whose arrays have a leading axis of restarts."""
+    return Pool(
+        pool.u[r],
+        pool.log_prior[r],
+        pool.log_likelihood[r],
+        pool.deviations[r],
+        pool.is_valid[r],
+    )

@@ -1,0 +1,105 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What can be known of a model before any training."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.pilot import GradientHealth, choose_gradient
+
+
+class EPICheck(NamedTuple):
+    """Report of `EPI.check`; `print` it.
+
+    Attributes:
+        table: constraints with their targets and scales.
+        num_latents: D, unconstrained coordinates.
+        prior_mean: mean of each statistic over prior draws, (S,).
+        prior_sd: its standard deviation, (S,).
+        prior_quantile: share of prior draws below the target mean, (S,).
+        prior_range: smallest and largest value, (2, S).
+        invalid: share of prior draws that cannot be simulated.
+        is_noisy: whether statistics differ between simulations of the same latents.
+        seconds_per_1000: wall-clock time of 1,000 simulations, compiled.
+        gradient: how statistics would be differentiated near the prior, and why.
+    """
+
+    table: ConstraintTable
+    num_latents: int
+    prior_mean: np.ndarray
+    prior_sd: np.ndarray
+    prior_quantile: np.ndarray
+    prior_range: np.ndarray
+    invalid: float
+    is_noisy: bool
+    seconds_per_1000: float
+    gradient: GradientHealth
+
+    def __str__(self) -> str:
+        noisy = "noisy" if self.is_noisy else "deterministic"
+        lines = [
+            f"{self.num_latents} latent coordinates, {self.table.num_constraints} "
+            f"constraints, {noisy} statistics, {self.invalid:.1%} invalid, "
+            f"{self.seconds_per_1000:.3g} s per 1,000 simulations",
+            f"gradient of statistics: {self.gradient.choice} ({self.gradient.reason})",
+            f"{'statistic':24s} {'target':>22s} {'prior predictive':>22s} "
+            f"{'range':>22s} {'P(below)':>9s}",
+        ]
+        for i, label in enumerate(self.table.statistic_labels):
+            sd = np.sqrt(self.table.var[i])
+            target = f"{self.table.mean[i]:.4g}"
+            target += "" if np.isnan(sd) else f" +- {sd:.3g}"
+            low, high = self.prior_range[:, i]
+            lines.append(
+                f"{label[:24]:24s} {target:>22s} "
+                f"{f'{self.prior_mean[i]:.4g} +- {self.prior_sd[i]:.3g}':>22s} "
+                f"{f'[{low:.4g}, {high:.4g}]':>22s} {self.prior_quantile[i]:9.3f}"
+            )
+        return "\n".join(lines)
+
+
+def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPICheck:
+    """Simulate prior draws and look at the statistics and their gradient."""
+    keys = jax.random.split(rng_key, 4)
+    u = engine.prior_draws(keys[:1], num)
+    first = engine.simulate(u, keys[1:2])
+    began = time.perf_counter()
+    again = engine.simulate(u, keys[2:3])
+    seconds = (time.perf_counter() - began) * 1000 / num
+    stats = first.stats[0].astype(np.float64)
+    good = np.isfinite(stats).all(axis=1)
+    table = engine.problem.table
+    if good.any():
+        table = table.with_scale(stats[good])
+    kept = stats[good] if good.any() else np.full((1, stats.shape[1]), np.nan)
+    both = np.isfinite(first.stats) & np.isfinite(again.stats)
+    return EPICheck(
+        table=table,
+        num_latents=engine.problem.num_latents,
+        prior_mean=kept.mean(axis=0),
+        prior_sd=kept.std(axis=0),
+        prior_quantile=(kept < table.mean).mean(axis=0),
+        prior_range=np.stack([kept.min(axis=0), kept.max(axis=0)]),
+        invalid=float(1.0 - good.mean()),
+        is_noisy=bool(((first.stats != again.stats) & both).any()),
+        seconds_per_1000=seconds,
+        gradient=choose_gradient(
+            engine.problem,
+            engine.pilot,
+            np.asarray(u[0]),
+            table.targets,
+            keys[3],
+            requested=engine.options.stat_gradient,
+            has_loop=engine.has_loop,
+            num_operations=engine.num_operations,
+            can_score=engine.guide.has_fast_density,
+            can_replay=engine.options.warm_start is not False,
+            masks_invalid=engine.options.on_invalid == "mask",
+        ),
+    )

@@ -1,0 +1,64 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a simulation costs, read off its program: the same on every machine."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+# Assumed passes of a loop whose length only the data decide.
+WHILE_LENGTH = 100
+
+
+def contains_loop(fn: Callable, *args: Any) -> bool:
+    """Whether a function compiles to a scan or a while loop, as long simulations do."""
+    return _has_primitive(jax.make_jaxpr(fn)(*args).jaxpr, {"scan", "while"})
+
+
+def count_operations(fn: Callable, *args: Any) -> float:
+    """Scalar operations of one call, loops included.
+
+    Every element of an output counts as one operation, and one of a matrix product as
+    two for each term of its sum; the longest branch of a condition counts.
+    """
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    """Programs inside one equation."""
+    for value in equation.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            inner = getattr(item, "jaxpr", item)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
+def _has_primitive(jaxpr: Any, names: set[str]) -> bool:
+    return any(
+        equation.primitive.name in names
+        or any(_has_primitive(inner, names) for inner in _inner(equation))
+        for equation in jaxpr.eqns
+    )
+
+
+def _count(jaxpr: Any) -> float:
+    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+
+
+def _count_equation(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    counts = [_count(inner) for inner in _inner(equation)]
+    if name == "scan":
+        return params["length"] * sum(counts)
+    if name == "while":
+        return WHILE_LENGTH * sum(counts)
+    if counts:
+        return max(counts) if name == "cond" else sum(counts)
+    size = float(sum(math.prod(v.aval.shape) for v in equation.outvars))
+    if name == "dot_general":
+        (axes, _), _ = params["dimension_numbers"]
+        size *= 2 * math.prod(equation.invars[0].aval.shape[i] for i in axes)
+    return size

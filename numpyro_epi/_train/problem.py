@@ -1,0 +1,225 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A NumPyro program seen as functions of a flat unconstrained vector u.
+
+One run of the model per particle gives the log density of the prior, the log likelihood
+of observed sites and the statistics. Which guide proposes u is not known here.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import random
+from numpyro import handlers as numpyro_handlers
+from numpyro.infer.util import compute_log_probs
+
+from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._sites import Latent, find_latents, trace_model
+from numpyro_epi.handlers import collect, noise
+
+# Beyond this, float32 cannot tell a bounded latent from its bound.
+MAX_COORDINATE = 80.0
+
+
+class Simulation(NamedTuple):
+    """What one run of the model yields.
+
+    Attributes:
+        log_prior: log density of the latents in unconstrained coordinates, scalar.
+        log_likelihood: of observed sites and factors, scalar.
+        stats: all statistics, flattened, shape (S,).
+    """
+
+    log_prior: Any
+    log_likelihood: Any
+    stats: Any
+
+
+class Problem:
+    """The model with its arguments, as pure functions.
+
+    Args:
+        model: NumPyro program with at least one emergent property.
+        args: positional arguments of the model.
+        kwargs: keyword arguments of the model.
+        rng_key: key for the one run that inspects the model.
+    """
+
+    def __init__(
+        self, model: Callable, args: tuple, kwargs: dict, rng_key: jax.Array
+    ) -> None:
+        self.model = model
+        self.args = args
+        self.kwargs = kwargs
+        trace, properties, self.uses_random_keys = self._inspect(rng_key)
+        self.sites: tuple[Latent, ...] = tuple(
+            find_latents(noise(model), args, kwargs).values()
+        )
+        if not self.sites:
+            raise ValueError(
+                "The model has no latents to infer. Add `numpyro.sample` sites with "
+                "continuous priors."
+            )
+        self.has_likelihood = any(
+            site["type"] == "sample" and site["is_observed"] for site in trace.values()
+        )
+        self.table = ConstraintTable.from_targets(
+            {name: (p.stat.shape, p.mean, p.var) for name, p in properties.items()}
+        )
+        self.num_latents = sum(site.num_coordinates for site in self.sites)
+        self.can_sample_prior = all(site.has_density for site in self.sites)
+
+    def _inspect(self, rng_key: jax.Array) -> tuple[dict, dict, bool]:
+        """Trace the model abstractly: nothing is simulated."""
+        found: dict[str, Any] = {}
+
+        def run(key: jax.Array) -> None:
+            noisy, collector = noise(self.model), None
+            collector = collect(noisy)
+            traced = numpyro_handlers.trace(numpyro_handlers.seed(collector, key))
+            found["trace"] = traced.get_trace(*self.args, **self.kwargs)
+            found["properties"] = collector.properties
+            found["is_noisy"] = noisy.is_noisy
+
+        jax.eval_shape(run, rng_key)
+        trace, properties = found["trace"], found["properties"]
+        if not properties:
+            raise ValueError(
+                "The model has no emergent property, so there is nothing to infer. Add "
+                "`numpyro_epi.emergent_property(stat, mean=..., var=...)` to it, or "
+                "use `numpyro.infer.SVI`."
+            )
+        for name, site in trace.items():
+            if site["type"] in ("param", "mutable"):
+                raise ValueError(
+                    f"The model has a `{site['type']}` site `{name}`, which EPI does "
+                    "not train. Make it a `numpyro.sample` site, or fix it with "
+                    f"`numpyro.handlers.substitute(model, {{'{name}': value}})`."
+                )
+        return trace, properties, found["is_noisy"]
+
+    def order_sites(self, names: list[str]) -> None:
+        """Lay the sites out in u in the order in which a guide does."""
+        by_name = {site.name: site for site in self.sites}
+        self.sites = tuple(by_name[name] for name in names)
+
+    def unpack(self, u: jax.Array) -> dict[str, jax.Array]:
+        """Unconstrained values by site name; u of shape (..., D)."""
+        values, start = {}, 0
+        for site in self.sites:
+            part = u[..., start : start + site.num_coordinates]
+            values[site.name] = part.reshape(u.shape[:-1] + site.unconstrained_shape)
+            start += site.num_coordinates
+        return values
+
+    def constrain(self, u: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+        """Latents of a flat vector u, shape (..., D), and log |dz/du|, shape (...)."""
+        latents, log_det = {}, jnp.zeros(u.shape[:-1])
+        for site, (name, value) in zip(self.sites, self.unpack(u).items(), strict=True):
+            latents[name] = site.transform(value)
+            term = site.transform.log_abs_det_jacobian(value, latents[name])
+            log_det = log_det + term.sum(tuple(range(u.ndim - 1, term.ndim)))
+        return latents, log_det
+
+    def unconstrain(self, latents: dict[str, jax.Array]) -> jax.Array:
+        """Flat vector u, shape (..., D), of latents by site name."""
+        first = self.sites[0]
+        batch = jnp.shape(latents[first.name])[
+            : jnp.ndim(latents[first.name]) - len(first.shape)
+        ]
+        parts = [
+            jnp.reshape(site.transform.inv(latents[site.name]), batch + (-1,))
+            for site in self.sites
+        ]
+        return jnp.concatenate(parts, axis=-1)
+
+    def simulate(self, u: jax.Array, rng_key: jax.Array) -> Simulation:
+        """Run the model once at u, shape (D,), with fresh simulation noise."""
+        latents, log_det = self.constrain(u)
+        collector = collect(noise(self.model))
+        seeded = numpyro_handlers.seed(collector, rng_key)
+        log_probs, _ = compute_log_probs(seeded, self.args, self.kwargs, latents)
+        zero = jnp.zeros(())
+        log_prior = sum((v for k, v in log_probs.items() if k in latents), zero)
+        log_lik = sum((v for k, v in log_probs.items() if k not in latents), zero)
+        stats = [jnp.ravel(p.stat) for p in collector.properties.values()]
+        return Simulation(
+            log_prior + log_det, log_lik, jnp.concatenate(stats).astype(float)
+        )
+
+    def log_prior(self, u: jax.Array) -> jax.Array:
+        """Log density of the prior alone; the compiler drops the simulator."""
+        return self.simulate(u, random.key(0)).log_prior
+
+    def sample_prior(self, rng_key: jax.Array) -> jax.Array:
+        """One draw u from the prior, shape (D,); the compiler drops the simulator.
+
+        Sites without a proper prior are drawn uniformly near zero in u.
+        """
+        trace = trace_model(noise(self.model), rng_key, self.args, self.kwargs)
+        u = self.unconstrain({s.name: trace[s.name]["value"] for s in self.sites})
+        # A draw that rounds to the edge of its support has an infinite coordinate.
+        return jnp.clip(u, -MAX_COORDINATE, MAX_COORDINATE)
+
+    # -- latents given by users -------------------------------------------------------
+
+    def check_latents(self, latents: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Latents as arrays with the same leading axes, or an error naming the site."""
+        names = [site.name for site in self.sites]
+        if not isinstance(latents, Mapping):
+            raise TypeError(
+                "Expected latents as a mapping {site: array} with the sites "
+                f"{names}, got {type(latents).__name__}."
+            )
+        for name in latents:
+            if name not in names:
+                raise ValueError(
+                    f"Expected latents at the sites {names}, got `{name}`."
+                )
+        values, batches = {}, {}
+        for site in self.sites:
+            if site.name not in latents:
+                raise ValueError(
+                    f"Expected latents at the sites {names}, got none at `{site.name}`."
+                )
+            value = jnp.asarray(latents[site.name], float)
+            batch = value.ndim - len(site.shape)
+            if batch < 0 or value.shape[batch:] != site.shape:
+                raise ValueError(
+                    f"Expected latents of shape (..., *{site.shape}) at `{site.name}`, "
+                    f"got {value.shape}."
+                )
+            values[site.name], batches[site.name] = value, value.shape[:batch]
+        if len(set(batches.values())) > 1:
+            raise ValueError(
+                f"Expected the same leading axes at every site, got {batches}."
+            )
+        return values
+
+    def is_inside(self, latents: dict[str, jax.Array]) -> jax.Array:
+        """Whether latents lie in the interior of all supports, shape (...)."""
+        results = []
+        for site in self.sites:
+            good = site.prior.support(latents[site.name])
+            u = site.transform.inv(latents[site.name])
+            batch = latents[site.name].ndim - len(site.shape)
+            good = good.all(tuple(range(batch, good.ndim)))
+            results.append(good & jnp.isfinite(u).all(tuple(range(batch, u.ndim))))
+        return jnp.stack(results).all(0)
+
+    def nudge_inside(
+        self, latents: dict[str, jax.Array], inside: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Replace latents that are not inside by a point that is."""
+        centre, _ = self.constrain(jnp.zeros(self.num_latents))
+        return {
+            site.name: jnp.where(
+                inside.reshape(inside.shape + (1,) * len(site.shape)),
+                latents[site.name],
+                centre[site.name],
+            )
+            for site in self.sites
+        }

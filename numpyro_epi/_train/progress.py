@@ -1,0 +1,80 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Progress bar of a run; one step function serves the bar and the silent scan."""
+
+from typing import TYPE_CHECKING, Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm.auto import tqdm
+
+from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.options import Options
+from numpyro_epi._train.state import EPIState, StepInfo
+
+if TYPE_CHECKING:
+    from numpyro_epi._train.records import EpochRecord
+
+
+class Progress:
+    """Context manager that shows the epochs and catches an interrupt.
+
+    Attributes:
+        interrupted: whether the user stopped the run.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.interrupted = False
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        if self.options.progress_bar:
+            total = self.options.num_epochs * self.options.num_steps
+            self._bar = tqdm(total=total, unit="step", dynamic_ncols=True)
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> bool:
+        if self._bar is not None:
+            self._bar.close()
+        self.interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        return self.interrupted
+
+    def run_epoch(
+        self, engine: Engine, state: EPIState, stat_gradient: str
+    ) -> tuple[EPIState, StepInfo]:
+        """One epoch: a single scan, or shorter scans that move the bar."""
+        num_steps = self.options.num_steps
+        size = num_steps if self._bar is None else _chunk_size(num_steps)
+        infos = []
+        for _ in range(num_steps // size):
+            state, info = engine.run_steps(state, size, stat_gradient)
+            infos.append(jax.block_until_ready(info))
+            if self._bar is not None:
+                self._bar.total = max(self._bar.total, self._bar.n + size)
+                self._bar.update(size)
+        return state, jax.tree.map(lambda *x: jnp.concatenate(x), *infos)
+
+    def show(self, record: "EpochRecord") -> None:
+        """Entropy, worst violation in standard errors, penalty, invalid share."""
+        if self._bar is None:
+            return
+        best = min(record.scores, key=lambda s: float(np.abs(s.violation).max()))
+        ratio = np.abs(best.violation) / np.maximum(best.violation_error, 1e-12)
+        shown = {
+            "entropy": f"{best.entropy:.3f}",
+            "violation": f"{np.abs(best.violation).max():.3f}",
+            "worst": f"{ratio.max():.1f} s.e.",
+            "penalty": f"{record.penalty.max():.3g}",
+        }
+        if best.invalid > 0:
+            shown["invalid"] = f"{best.invalid:.1%}"
+        self._bar.set_postfix(shown)
+
+
+def _chunk_size(num_steps: int) -> int:
+    """Largest divisor of the steps of an epoch that is at most a tenth of them."""
+    limit = max(num_steps // 10, 1)
+    return max(d for d in range(1, limit + 1) if num_steps % d == 0)

@@ -1,0 +1,68 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a run writes down: moments of each epoch, and everything a result is made of."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._math.dual import DualSolution
+from numpyro_epi._train.engine import Evaluation
+from numpyro_epi._train.pilot import GradientHealth
+from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.status import EPIStatus
+from numpyro_epi._train.warm_start import WarmStart
+
+
+class Scores(NamedTuple):
+    """Moments of one restart's draws; see `EPIHistory` for the meaning of each."""
+
+    entropy: float
+    divergence: float
+    log_likelihood: float
+    violation: np.ndarray
+    violation_error: np.ndarray
+    invalid: float
+
+    @classmethod
+    def failed(cls, num_constraints: int) -> "Scores":
+        """Of a restart none of whose draws could be simulated."""
+        unknown = np.full(num_constraints, np.inf)
+        return cls(-np.inf, np.inf, -np.inf, unknown, unknown, 1.0)
+
+
+class EpochRecord(NamedTuple):
+    """One epoch of all restarts.
+
+    `scores` judge the averaged guide on independent draws. `violation`, the mean over
+    the particles of the second half of the steps, shape (R, K), has seen many more.
+    """
+
+    scores: list[Scores]
+    violation: np.ndarray
+    multipliers: np.ndarray
+    penalty: np.ndarray
+    skipped: np.ndarray
+    losses: np.ndarray
+    seconds: float
+    num_simulations: int
+
+
+class RunOutcome(NamedTuple):
+    """Everything a result is made of."""
+
+    state: EPIState
+    records: list[EpochRecord]
+    evaluation: Evaluation
+    scores: list[Scores]
+    table: ConstraintTable
+    duals: list[DualSolution | None]
+    warm_starts: list[WarmStart | None]
+    gradient: GradientHealth
+    status: list[EPIStatus]
+    messages: list[str]
+    is_noisy: bool
+    num_simulations: int
+    seconds: float

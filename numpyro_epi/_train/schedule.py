@@ -1,0 +1,113 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What happens between epochs: multipliers, penalties, and how many epochs are left."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_epi._math.convergence import is_equivalent
+from numpyro_epi._math.lagrangian import grow_penalty, update_multipliers
+from numpyro_epi._train.options import Options
+from numpyro_epi._train.records import EpochRecord, Scores
+from numpyro_epi._train.state import EPIState
+
+# A guide this many nats from the maximum gets so many times the epochs and the rate.
+LARGE_GAP, LONG_FACTOR, FAR_RATE = 0.5, 3, 3.0
+# Epochs in which the learning rate of a guide that is near its target falls to its end.
+NUM_LAST_EPOCHS = 2
+
+
+def is_met(scores: Scores, options: Options) -> np.ndarray:
+    """Which constraints are shown to be met within the tolerance, shape (K,)."""
+    return is_equivalent(
+        scores.violation,
+        scores.violation_error,
+        tolerance=options.tolerance,
+        z_score=options.z_score,
+    )
+
+
+def gaps(bounds: np.ndarray, record: EpochRecord) -> np.ndarray:
+    """Nats that each restart has to gain, shape (R,); NaN where that is not known.
+
+    A bound is log Z of the warm start (weak duality), and the guide's score is
+    corrected for its violation, so a guide cannot come near by missing its targets.
+
+    Args:
+        bounds: of each restart, shape (R,).
+        record: of the last epoch.
+    """
+    scores = [
+        s.log_likelihood - s.divergence - record.multipliers[r] @ s.violation
+        for r, s in enumerate(record.scores)
+    ]
+    return bounds - np.array(scores)
+
+
+def is_near(bounds: np.ndarray, record: EpochRecord, options: Options) -> bool:
+    """Whether no restart has more than `gap_tolerance` nats to gain."""
+    worst = max(float(np.abs(s.violation).max()) for s in record.scores)
+    is_close = gaps(bounds, record) < options.gap_tolerance
+    return worst <= options.tolerance and bool(is_close.all())
+
+
+def end_after(state: EPIState, num_epochs: int, options: Options) -> EPIState:
+    """The learning rate falls to its end within this number of epochs in all."""
+    end = float(num_epochs * options.num_steps)
+    return state._replace(horizon=jnp.full_like(state.horizon, end))
+
+
+def take_time(
+    state: EPIState, bounds: np.ndarray, record: EpochRecord
+) -> tuple[EPIState, int]:
+    """Factor of the number of epochs for a guide that is far from its maximum.
+
+    Its target is hard for it: it gets more and larger steps, and no anchor, which
+    agrees with the objective only where the guide can be exact.
+    """
+    is_far = gaps(bounds, record) > LARGE_GAP
+    if not is_far.any():
+        return state, 1
+    state = state._replace(
+        horizon=state.horizon * LONG_FACTOR,
+        anchor=jnp.where(is_far, 0.0, state.anchor),
+        pool=state.pool[:, :0] if is_far.all() else state.pool,
+        rate=jnp.where(is_far, FAR_RATE, state.rate),
+    )
+    return state, LONG_FACTOR
+
+
+def update_duals(
+    state: EPIState, records: Sequence[EpochRecord], options: Options
+) -> EPIState:
+    """Update multipliers, penalties and the way to far targets."""
+    offset, penalty = np.asarray(state.offset), np.asarray(state.penalty)
+    multipliers, penalties = [], []
+    for r, scores in enumerate(records[-1].scores):
+        violation = records[-1].violation[r] - offset[r]
+        multipliers.append(
+            update_multipliers(np.asarray(state.multipliers[r]), penalty[r], violation)
+        )
+        previous = None
+        if len(records) > 1 and not offset.any():
+            previous = records[-2].violation[r]
+        grown = grow_penalty(
+            float(penalty[r, 0]),
+            violation,
+            scores.violation_error,
+            previous,
+            growth=options.penalty_growth,
+            reduction=0.5,
+            max_penalty=options.max_penalty,
+        )
+        penalties.append(np.full_like(penalty[r], grown))
+    offset = np.where(np.abs(offset) > 0.3, 0.2 * offset, 0.0)
+    return state._replace(
+        multipliers=jnp.asarray(np.stack(multipliers), float),
+        penalty=jnp.asarray(np.stack(penalties), float),
+        offset=jnp.asarray(offset, float),
+        running=jnp.asarray(records[-1].violation - offset, float),
+    )

@@ -1,0 +1,88 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a step takes and gives: parameters, multipliers and simulated draws."""
+
+from typing import Any, NamedTuple
+
+import jax
+
+from numpyro_epi._math.constraints import Targets
+from numpyro_epi._train.guide import Params
+
+
+class Memory(NamedTuple):
+    """Simulated draws of the guide as it was before the epoch, shapes (R, M, ...).
+
+    Attributes:
+        u: unconstrained draws, shape (R, M, D).
+        log_q: their log density when they were drawn, shape (R, M).
+        log_prior: shape (R, M).
+        log_likelihood: shape (R, M).
+        stats: raw statistics, shape (R, M, S).
+    """
+
+    u: jax.Array
+    log_q: jax.Array
+    log_prior: jax.Array
+    log_likelihood: jax.Array
+    stats: jax.Array
+
+
+class EPIState(NamedTuple):
+    """State of the optimisation; every array has a leading axis of R restarts.
+
+    Attributes:
+        params: parameters of the guide, unconstrained.
+        average: their exponential moving average, which is what a run returns.
+        optim_state: state of the optimiser.
+        multipliers: in scaled units, shape (R, K).
+        penalty: penalty coefficient of each constraint, shape (R, K).
+        targets: means and frozen scales of the statistics.
+        offset: what E[T] is steered to, shape (R, K): zero but on the way to targets
+            that are far from the prior.
+        running: moving average of E[T] - offset over the steps, shape (R, K).
+        pool: draws that anchor the guide, shape (R, n, D).
+        anchor: weight of the anchor, shape (R,).
+        memory: simulated draws for the gradient "replay"; of size M = 0 otherwise.
+        rate: factor of the learning rate, shape (R,): lower for a guide that the warm
+            start has brought to its targets, which large steps only unbalance.
+        cover: parameters of the guide after the warm start, when it was fitted to all
+            modes that the pool had seen; what training has lost since shows there.
+        rng_key: key of the next step, shape (R,).
+        num_steps: steps taken so far, shape (R,).
+        horizon: step at which the learning rate has decayed, shape (R,).
+    """
+
+    params: Params
+    average: Params
+    optim_state: Any
+    multipliers: jax.Array
+    penalty: jax.Array
+    targets: Targets
+    offset: jax.Array
+    running: jax.Array
+    pool: jax.Array
+    anchor: jax.Array
+    memory: Memory
+    rate: jax.Array
+    cover: Params
+    rng_key: jax.Array
+    num_steps: jax.Array
+    horizon: jax.Array
+
+
+class StepInfo(NamedTuple):
+    """What happened in one step; every array has a leading axis of R restarts.
+
+    Attributes:
+        loss: minus the evidence lower bound of the tilted model, without the penalty.
+        violation: E[T] over the particles, shape (R, K).
+        invalid: share of particles with a non-finite statistic.
+        is_skipped: whether the step was skipped because its gradient was not finite.
+    """
+
+    loss: jax.Array
+    violation: jax.Array
+    invalid: jax.Array
+    is_skipped: jax.Array

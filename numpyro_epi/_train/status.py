@@ -1,0 +1,100 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""How a run ends: its status, the errors it raises, and targets out of reach."""
+
+from enum import StrEnum
+
+import numpy as np
+
+from numpyro_epi._math.constraints import ConstraintTable
+
+
+class EPIStatus(StrEnum):
+    """How a run ended.
+
+    Attributes:
+        CONVERGED: every constraint is shown to be met within the tolerance.
+        NOT_CONVERGED: the epochs are used up and some constraint is not met.
+        UNREACHABLE: the simulations show that a target cannot be met.
+        INTERRUPTED: stopped from the keyboard; the result is what there was.
+    """
+
+    CONVERGED = "converged"
+    NOT_CONVERGED = "not converged"
+    UNREACHABLE = "unreachable"
+    INTERRUPTED = "interrupted"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class InvalidStatisticError(RuntimeError):
+    """Simulations returned NaN or infinite statistics and `on_invalid="raise"`.
+
+    Attributes:
+        site: name of the first offending statistic or "log likelihood".
+        share: share of the simulations that failed.
+        example: latents of one failed simulation, by site name.
+    """
+
+    def __init__(self, site: str, share: float, example: dict) -> None:
+        self.site = site
+        self.share = share
+        self.example = example
+        shown = ", ".join(
+            f"{name} = {np.array2string(np.asarray(v), precision=4)}"
+            for name, v in example.items()
+        )
+        super().__init__(
+            f"The statistic `{site}` is not finite in {share:.2%} of the simulations, "
+            f"for instance at {shown}. Make the simulator return finite values there, "
+            'or pass `on_invalid="mask"` to restrict the prior to the latents that can '
+            "be simulated."
+        )
+
+
+def first_invalid_label(table: ConstraintTable, stats: np.ndarray) -> str:
+    """Name of the first statistic that is not finite; stats of shape (S,)."""
+    bad = np.flatnonzero(~np.isfinite(stats))
+    return table.statistic_labels[bad[0]] if bad.size else "log likelihood"
+
+
+class SeenRange:
+    """Smallest and largest value of each statistic over all simulations so far."""
+
+    def __init__(self, num_statistics: int) -> None:
+        self.low = np.full(num_statistics, np.inf)
+        self.high = np.full(num_statistics, -np.inf)
+        self.num_simulations = 0
+
+    def add(self, stats: np.ndarray) -> None:
+        """Take note of statistics of shape (n, S); rows with NaN are passed over."""
+        self.num_simulations += len(stats)
+        stats = stats[np.isfinite(stats).all(axis=1)]
+        if len(stats):
+            self.low = np.minimum(self.low, stats.min(axis=0))
+            self.high = np.maximum(self.high, stats.max(axis=0))
+
+    def unreachable(self, table: ConstraintTable) -> str | None:
+        """Explain the first target that no law on the seen range can have."""
+        for i, label in enumerate(table.statistic_labels):
+            mean, var = float(table.mean[i]), float(table.var[i])
+            low, high = float(self.low[i]), float(self.high[i])
+            seen = (
+                f"[{low:.4g}, {high:.4g}] that it took in "
+                f"{self.num_simulations:,} simulations"
+            )
+            if not low <= mean <= high:
+                return (
+                    f"The target mean {mean:.4g} of `{label}` lies outside the range "
+                    f"{seen}. Move the target, or widen the support of the latents."
+                )
+            largest = (high - mean) * (mean - low)
+            if var > largest:
+                return (
+                    f"The target variance {var:.4g} of `{label}` is impossible: with "
+                    f"mean {mean:.4g} on the range {seen}, a variance is at most "
+                    f"{largest:.4g}. Lower the target variance."
+                )
+        return None

@@ -1,0 +1,226 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""`EPI`: from a NumPyro program with emergent properties to a distribution."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import random
+
+from numpyro_epi._assemble import assemble
+from numpyro_epi._checks import as_key
+from numpyro_epi._train.check import EPICheck, check_problem
+from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.guide import GuideFunctions
+from numpyro_epi._train.optim import as_optax
+from numpyro_epi._train.options import Options
+from numpyro_epi._train.problem import Problem
+from numpyro_epi._train.runner import Runner
+from numpyro_epi._train.state import EPIState, StepInfo
+from numpyro_epi.result import EPIResult
+
+
+class EPI:
+    r"""Emergent property inference on a NumPyro program.
+
+    Finds the guide q that solves
+
+    .. math:: \min_q KL(q \| p_0) - E_q[\log L] \quad\text{subject to}\quad E_q[T] = 0,
+
+    with p0 the prior of the latents, L the likelihood of observed sites (1 without
+    any), and T the deviations of every `emergent_property` from its targets. With
+    uniform priors this is the maximum-entropy distribution with the property.
+
+    Args:
+        model: NumPyro program with `sample` sites for the latents and at least one
+            `emergent_property`. Simulation noise comes from `numpyro.prng_key()` or
+            from sites marked `infer={"noise": True}`.
+        guide: None for `guides.AutoRealNVP`, or a guide class, or a guide instance
+            built for `model` (NumPyro's continuous guides too).
+        optim: None for Adam with clipped gradients and cosine decay, or an optimiser of
+            optax or of NumPyro, which is used as it is.
+        num_particles: draws per gradient step, P, even.
+        num_epochs: times that multipliers and penalty are updated, E. A run that is not
+            near convergence at the end adds half as many, once; one whose guide is
+            within `gap_tolerance` of the maximum ends after two more, and one that is
+            far from it after three epochs takes three times as many.
+        num_steps: gradient steps per epoch.
+        num_restarts: independent runs trained together, R; the best is returned.
+        num_evaluation: draws behind the final report, stored with the result.
+        tolerance: largest harmless violation of a constraint in scaled units: 0.05 is a
+            mean off by a twentieth of the target's standard deviation.
+        gap_tolerance: nats below the maximum (as the warm start knows it) that are not
+            worth more epochs; 0 for the full number.
+        z_score: standard errors added to a violation before it is compared with the
+            tolerance.
+        learning_rate: of the default optimiser, at its start.
+        penalty: first penalty coefficient, scaled units.
+        penalty_growth: its factor where a significant violation does not halve.
+        max_penalty: its upper bound.
+        warm_start: "auto" or True to start from adaptive importance sampling where the
+            guide has a fast density, False to start from the untrained guide.
+        warm_start_size: draws per round of it.
+        warm_start_rounds: bound on its rounds.
+        anchor: weight of the likelihood of importance-weighted draws in the loss, which
+            keeps every mode that they found; 0 for none.
+        stat_gradient: how statistics are differentiated: "reverse" or "forward" mode,
+            "score" (they need no derivative), "replay" (the same, on simulations that
+            are used again: for dear simulators), or "auto" to decide on a pilot.
+        schedule: a `PublishedSchedule` for the algorithm of the paper.
+        on_invalid: "raise" to stop at a statistic that is not finite, "mask" to
+            restrict the prior to latents that can be simulated.
+        progress_bar: whether to show one.
+        mesh: `jax.sharding.Mesh` over whose first axis the particles are spread.
+
+    Raises:
+        TypeError: for an unknown option or an argument of the wrong kind.
+        ValueError: for an option out of its range.
+
+    Example:
+        >>> import jax, numpyro, numpyro_epi as epi
+        >>> import numpyro.distributions as dist
+        >>> def model():
+        ...     z = numpyro.sample("z", dist.Normal(0, 1))
+        ...     epi.emergent_property(z, mean=1.0, var=0.25)
+        >>> options = dict(num_epochs=2, num_steps=50, progress_bar=False)
+        >>> result = epi.EPI(model, **options).run(jax.random.key(0))
+        >>> result.sample(jax.random.key(1), 5)["z"].shape
+        (5,)
+
+    References:
+        Bittner et al., Interrogating theoretical models of neural computation with
+        emergent property inference, eLife 2021, doi:10.7554/eLife.56265.
+    """
+
+    def __init__(
+        self, model: Callable, guide: Any = None, optim: Any = None, **options: Any
+    ) -> None:
+        if not callable(model):
+            raise TypeError(
+                f"`model` must be a NumPyro program (a callable), but got {model!r}."
+            )
+        unknown = sorted(set(options) - set(Options.names()))
+        if unknown:
+            raise TypeError(
+                f"Unknown option `{unknown[0]}`. The options are "
+                f"{', '.join(Options.names())}."
+            )
+        self.model = model
+        self.guide = guide
+        self.optim = as_optax(optim)
+        self.options = Options(**options)
+        if self.optim is not None and "learning_rate" in options:
+            raise ValueError(
+                "`learning_rate` is that of the default optimiser and is not used with "
+                "`optim`. Pass one of them."
+            )
+        if self.optim is not None and self.options.schedule is not None:
+            raise ValueError(
+                "`optim` is not used with `schedule`, whose Adam is part of the "
+                "algorithm. Pass one of them."
+            )
+        self._last: tuple[tuple, dict, Engine] | None = None
+
+    def _engine(self, rng_key: jax.Array, args: tuple, kwargs: dict) -> Engine:
+        """Compiled functions for these model arguments; kept for the next call."""
+        if self._last is not None and _are_same(self._last[:2], (args, kwargs)):
+            return self._last[2]
+        problem = Problem(self.model, args, kwargs, rng_key)
+        guide = GuideFunctions(self.guide, problem, rng_key)
+        engine = Engine(problem, guide, self.options, self.optim)
+        self._last = args, kwargs, engine
+        return engine
+
+    def init(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPIState:
+        """State of an untrained guide with zero multipliers.
+
+        Args:
+            rng_key: random key.
+            *args: of the model.
+            **kwargs: of the model.
+
+        Returns:
+            State for `update`; its arrays have a leading axis of R restarts.
+        """
+        rng_key = as_key(rng_key)
+        engine = self._engine(rng_key, args, kwargs)
+        runner = Runner(engine, rng_key)
+        runner.pilot()
+        return engine.init_state(runner.next_keys(), runner.table.targets)
+
+    def update(
+        self, state: EPIState, *args: Any, **kwargs: Any
+    ) -> tuple[EPIState, StepInfo]:
+        """Take one gradient step with multipliers and penalty as they are.
+
+        Args:
+            state: from `init` or `update`.
+            *args: of the model.
+            **kwargs: of the model.
+
+        Returns:
+            The next state, and what happened. Compiled at the first call; may be part
+            of a function under `jit`.
+        """
+        engine = self._engine(random.key(0), args, kwargs)
+        gradient = self.options.stat_gradient
+        if gradient == "replay":
+            raise ValueError(
+                "`stat_gradient='replay'` simulates between the epochs of `EPI.run`, "
+                'but `EPI.update` takes single steps. Use "score" for `update`.'
+            )
+        return engine.update(state, "reverse" if gradient == "auto" else gradient)
+
+    def run(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPIResult:
+        """Infer the distribution.
+
+        Args:
+            rng_key: random key; the same key on the same machine gives the same result.
+            *args: of the model.
+            **kwargs: of the model.
+
+        Returns:
+            The result, whatever its status: see `EPIResult.status` and `converged`.
+
+        Raises:
+            InvalidStatisticError: if a statistic is not finite, unless masked.
+            ValueError: if the model has no emergent property or no latents, or latents
+                that no continuous guide can have, or the guide is of another model.
+        """
+        rng_key = as_key(rng_key)
+        setup_key, run_key = random.split(rng_key)
+        engine = self._engine(setup_key, args, kwargs)
+        return assemble(engine, Runner(engine, run_key).run())
+
+    def check(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPICheck:
+        """Look at the model before any training: targets, failures, cost, gradient.
+
+        Args:
+            rng_key: random key.
+            *args: of the model.
+            **kwargs: of the model.
+
+        Returns:
+            A report to print.
+        """
+        rng_key = as_key(rng_key)
+        return check_problem(self._engine(rng_key, args, kwargs), rng_key)
+
+
+def _are_same(first: Any, second: Any) -> bool:
+    """Whether two sets of model arguments are the same objects or equal numbers."""
+    leaves, tree = jax.tree.flatten(first)
+    others, other_tree = jax.tree.flatten(second)
+    if str(tree) != str(other_tree):
+        return False
+    return all(a is b or _are_equal(a, b) for a, b in zip(leaves, others, strict=True))
+
+
+def _are_equal(a: Any, b: Any) -> bool:
+    plain = (bool, int, float, str, np.ndarray)
+    if not (isinstance(a, plain) and type(a) is type(b)):
+        return False
+    return bool(np.array_equal(a, b))

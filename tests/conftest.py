@@ -1,0 +1,26 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+# Most of the tests' time is compilation, often of the same programs: keep them.
+CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+# An environment variable, so that scripts started by tests inherit it.
+os.environ["MPLBACKEND"] = "Agg"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Each compiled program holds memory maps, of which a process may have 65,530."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()

@@ -1,0 +1,208 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Hessians and directions of laws whose curvature is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.infer.autoguide import AutoBNAFNormal
+
+import numpyro_epi as epi
+from numpyro_epi import sensitivity
+from numpyro_epi.sensitivity import _tilted
+from sensitivity_results import (
+    TINY,
+    edge,
+    fitted_gaussian,
+    flow,
+    gaussian,
+    gaussian_model,
+    sites,
+)
+
+AT = {"z": np.array([[1.0, -1.0], [2.0, 0.3], [-4.0, 2.0]])}
+
+
+def test_hessian_of_a_gaussian_is_minus_its_precision():
+    result = gaussian()
+    precision = np.linalg.inv(fitted_gaussian(result)[1])
+    found = sensitivity.hessian(result, AT)
+    assert found.matrix.shape == found.tilted.shape == (3, 2, 2)
+    np.testing.assert_allclose(found.matrix, -precision[None].repeat(3, 0), rtol=1e-3)
+    # The broken twin: minus the covariance.
+    assert not np.allclose(found.matrix, -np.linalg.inv(precision), rtol=0.05)
+
+
+def tilted_precision(result):
+    """I + 2 M^T diag(lambda_2) M: prior and tilt, both quadratic."""
+    mix = np.array([[1.0, 0.5], [0.0, 1.0]])
+    return np.eye(2) + 2.0 * mix.T @ np.diag(result.multipliers["f"][1]) @ mix
+
+
+@pytest.mark.parametrize("derivative", ["autodiff", "differences"])
+def test_tilted_hessian_is_that_of_prior_and_multipliers(derivative):
+    result = gaussian()
+    found = sensitivity.hessian(result, AT, derivative=derivative)
+    expected = -tilted_precision(result)
+    np.testing.assert_allclose(found.tilted, expected[None].repeat(3, 0), rtol=2e-3)
+    assert not np.allclose(found.tilted, expected + np.eye(2), rtol=0.05)
+
+
+def test_forward_mode_gives_the_same_tilted_hessian(monkeypatch):
+    result = gaussian()
+    expected = sensitivity.hessian(result, AT).tilted
+    monkeypatch.setattr(_tilted, "_mode", lambda _: "forward")
+    found = sensitivity.hessian(result, AT).tilted
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_hessian_of_a_flow_is_close_to_the_exact_precision():
+    result = flow()
+    at = {"z": result.draws.latents["z"].mean(axis=0)}
+    found = sensitivity.hessian(result, at)
+    assert np.abs(found.tilted + tilted_precision(result)).max() < 1e-2
+    assert np.linalg.norm(found.matrix - found.tilted, 2) < 0.25 * np.linalg.norm(
+        found.tilted, 2
+    )
+
+
+def test_standardised_hessian_is_scaled_by_the_spread_of_the_draws():
+    result = gaussian()
+    spread = result.draws.latents["z"].std(axis=0)
+    plain = sensitivity.hessian(result, AT)
+    found = sensitivity.hessian(result, AT, coordinates="standardised")
+    scale = np.outer(spread, spread)
+    np.testing.assert_allclose(found.matrix, plain.matrix * scale, rtol=1e-4)
+    np.testing.assert_allclose(found.tilted, plain.tilted * scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize("coordinates", ["constrained", "unconstrained"])
+def test_hessian_agrees_with_differences_of_the_density(coordinates):
+    """Central differences of `log_prob`, at a point of a result of several sites."""
+    result = sites()
+    problem = result._engine.problem
+    at = {"a": np.array([0.5, -0.3]), "b": 1.2, "p": np.array([0.2, 0.3, 0.5])}
+    found = sensitivity.hessian(result, at, coordinates=coordinates, with_tilted=False)
+    assert found.names == ("a[0]", "a[1]", "b", "p(u)[0]", "p(u)[1]")
+    layout = sensitivity._layout.layout_of(result)
+    chosen = sensitivity._coordinates.coordinates_of(result, coordinates)
+    u = problem.unconstrain(problem.check_latents(at))
+    x = np.asarray(chosen.from_u(u)[0], np.float64)
+    assert layout.num_latents == 5
+
+    def log_q(x):
+        u = chosen.to_u(jnp.asarray(x, float))
+        value = result.log_prob(problem.constrain(u)[0]) + problem.constrain(u)[1]
+        return float(value - chosen.from_u(u)[1])
+
+    step = 0.05
+    for i in range(5):
+        shift = step * np.eye(5)[i]
+        second = (log_q(x + shift) - 2 * log_q(x) + log_q(x - shift)) / step**2
+        assert found.matrix[i, i] == pytest.approx(second, abs=0.05, rel=0.05)
+    assert np.isnan(found.tilted).all()
+
+
+def test_log_coordinates_follow_the_chain_rule():
+    """With x = log w, the density of x has Hessian w_i w_j H_ij + delta_ij w_i g_i."""
+    result = edge()
+    at = np.array([[0.8, 0.4]])
+    local = sensitivity._density.log_q_near(result, at, "constrained")
+    expected = local.hessian * np.outer(at, at) + np.diag((at * local.gradient)[0])
+    found = sensitivity.hessian(result, {"z": at}, coordinates="log")
+    np.testing.assert_allclose(found.matrix, expected, rtol=1e-3, atol=1e-3)
+    assert not np.allclose(expected, local.hessian * np.outer(at, at), rtol=0.05)
+
+
+def test_logarithms_of_latents_that_may_be_negative_are_refused():
+    at = {"a": [0.5, -0.3], "b": 1.2, "p": [0.2, 0.3, 0.5]}
+    with pytest.raises(ValueError, match=r"`a\[0\]` may be negative"):
+        sensitivity.hessian(sites(), at, coordinates="log")
+
+
+def test_directions_are_eigenvectors_most_sensitive_first():
+    result = gaussian()
+    found = sensitivity.directions(result, AT)
+    assert (np.diff(found.eigenvalues, axis=-1) >= 0).all()
+    values, vectors = np.linalg.eigh(-np.linalg.inv(fitted_gaussian(result)[1]))
+    np.testing.assert_allclose(found.eigenvalues[0], values, rtol=1e-3)
+    overlap = np.abs(np.einsum("pij,ji->pi", found.vectors, vectors))
+    np.testing.assert_allclose(overlap, 1.0, atol=1e-5)
+    # The default sign: the largest entry is positive.
+    largest = np.take_along_axis(
+        found.vectors, np.abs(found.vectors).argmax(-1)[..., None], -1
+    )
+    assert (largest > 0).all()
+    tilted = -tilted_precision(result)
+    expected = np.einsum("pij,jk,pik->pi", found.vectors, tilted, found.vectors)
+    np.testing.assert_allclose(found.tilted_eigenvalues, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("positive", "sign"), [("z[1]", 1), ("-z[1]", -1)])
+def test_sign_of_directions_can_be_chosen(positive, sign):
+    found = sensitivity.directions(gaussian(), AT, positive=positive)
+    assert (sign * found.vectors[..., 1] > 0).all()
+
+
+def test_noise_is_averaged_over_simulations():
+    """The tilted curvature of a noisy statistic does not depend on its noise."""
+    result = sites()
+    at = {"a": [0.5, -0.3], "b": 1.2, "p": [0.2, 0.3, 0.5]}
+    found = [
+        sensitivity.hessian(result, at, rng_key=jax.random.key(i), num_simulations=500)
+        for i in range(2)
+    ]
+    np.testing.assert_allclose(found[0].matrix, found[1].matrix, rtol=1e-6)
+    assert np.abs(found[0].tilted - found[1].tilted).max() < 0.05
+    # T2 is quadratic in a: both entries have the curvature -2 lambda_2.
+    expected = -2.0 * result.multipliers["total"][1]
+    assert found[0].tilted[0, 0] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_a_function_compiles_once_for_a_result():
+    result = gaussian()
+    sensitivity.hessian(result, AT)
+    compiled = sensitivity._layout.keep(result, ("local", "constrained"), None)
+    size = compiled._cache_size()
+    sensitivity.hessian(result, AT)
+    assert compiled._cache_size() == size
+
+
+BAD = [
+    ({"latents": {"y": [0.0, 0.0]}}, "got `y`"),
+    ({"latents": {"z": [0.0, 0.0, 0.0]}}, "at `z`"),
+    ({"coordinates": "polar"}, "`coordinates`, got 'polar'"),
+    ({"derivative": "guess"}, "`derivative`, got 'guess'"),
+    ({"num_simulations": 0}, "`num_simulations`, got 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        sensitivity.hessian(gaussian(), **{"latents": AT, **options})
+
+
+def test_point_outside_the_support_is_named():
+    at = {"a": [[0.0, 0.0], [0.0, 3.5]], "b": [1.0, 1.0], "p": [[0.2, 0.3, 0.5]] * 2}
+    with pytest.raises(ValueError, match=r"`a\[1\]` = 3.5 \(at index \(1,\)\)"):
+        sensitivity.hessian(sites(), at)
+
+
+def test_unknown_sign_and_foreign_objects_are_refused():
+    with pytest.raises(ValueError, match=r"\['z\[0\]', 'z\[1\]'\] as `positive`"):
+        sensitivity.directions(gaussian(), AT, positive="w")
+    with pytest.raises(TypeError, match="`EPIResult` as `result`"):
+        sensitivity.hessian({}, AT)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        sensitivity.directions(gaussian(), AT, colour="red")
+
+
+def test_guide_without_a_density_is_named():
+    options = {**TINY, "num_steps": 2}
+    guide = AutoBNAFNormal(gaussian_model, num_flows=1, hidden_factors=[2])
+    result = epi.EPI(gaussian_model, guide, **options).run(jax.random.key(0))
+    with pytest.raises(NotImplementedError, match="AutoBNAFNormal has no density"):
+        sensitivity.hessian(result, AT)

@@ -1,0 +1,228 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What the circuit examples measure, on distributions whose answer is known.
+
+Each check has a twin that must fail it. Draws come from fixed keys; a bound is at least
+five standard errors wide, so that another key fails it less than once in a million.
+"""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+import _claims
+import _colliculus
+import _modes
+import _stg
+import _v1
+import colliculus
+import rnn
+import v1
+
+sys.path.pop(0)
+
+
+def stub(**latents):
+    """A result with stored draws, and `sample` that returns them."""
+    draws = SimpleNamespace(latents=latents)
+    return SimpleNamespace(draws=draws, sample=lambda *_: latents)
+
+
+# -- the table -------------------------------------------------------------------------
+
+
+def solved(entropy, *, divergence=1.0, log_volume=3.0, violated=0.0, converged=True):
+    return SimpleNamespace(
+        entropy=log_volume - divergence,
+        divergence=divergence,
+        score=-divergence - violated + entropy - (log_volume - divergence),
+        status="converged" if converged else "not converged",
+        converged=converged,
+    )
+
+
+def test_entropy_claim_compares_the_corrected_entropy():
+    # Entropy 2, of which 0.5 only because targets are missed.
+    result = solved(2.0, violated=0.5)
+    assert "1.50 nats, converged" in _claims.entropy_claim(result, "best", 1.5).ours
+    assert _claims.entropy_claim(result, "best", 1.5).verdict == "holds"
+    differs = _claims.entropy_claim(result, "best", 1.0).verdict
+    assert differs == "differs: 0.50 nats less committed"
+    assert "more committed" in _claims.entropy_claim(result, "best", 2.0).verdict
+
+
+def test_an_entropy_without_the_property_shows_nothing():
+    result = solved(2.0, converged=False)
+    assert _claims.entropy_claim(result, "best", 2.0).verdict.startswith("not shown")
+
+
+def test_table_keeps_every_word(capsys):
+    row = _claims.Claim("a long claim " * 5, "1", "2", "how", _claims.verdict(1, ""))
+    other = row._replace(verdict=_claims.verdict(0, "another number"))
+    _claims.print_claims([row, other], converged=True)
+    printed = capsys.readouterr().out
+    assert printed.count("long") == 10
+    assert "1 of 2 claims hold" in printed
+    assert "has not converged" not in printed
+    _claims.print_claims([row], converged=False)
+    assert "has not converged" in capsys.readouterr().out
+
+
+# -- modes -----------------------------------------------------------------------------
+
+CENTRE = jnp.array([0.5, -1.0, 2.0])
+PRECISION = jnp.array([[4.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 8.0]])
+
+
+def gaussian(z):
+    return -0.5 * (z - CENTRE) @ PRECISION @ (z - CENTRE)
+
+
+def test_mode_of_a_gaussian_and_its_directions():
+    mode = _modes.find_mode(gaussian, jnp.zeros(3), -5.0, 5.0)
+    np.testing.assert_allclose(mode.point, CENTRE, atol=1e-3)
+    values, vectors = np.linalg.eigh(-np.asarray(PRECISION))
+    np.testing.assert_allclose(mode.eigenvalues, values, rtol=1e-4)
+    overlaps = np.abs(np.sum(mode.directions * vectors.T, axis=1))
+    np.testing.assert_allclose(overlaps, 1.0, rtol=1e-4)
+
+
+def test_conditional_mode_is_that_of_the_other_coordinates():
+    is_free = np.array([False, True, True])
+    start = jnp.array([2.0, 0.0, 0.0])
+    mode = _modes.find_mode(gaussian, start, -5.0, 5.0, is_free=is_free)
+    shift = np.linalg.solve(PRECISION[1:, 1:], PRECISION[1:, 0] * (2.0 - CENTRE[0]))
+    assert mode.point[0] == 2.0
+    np.testing.assert_allclose(mode.point[1:], CENTRE[1:] - shift, atol=1e-3)
+    assert np.abs(mode.point[1:] - CENTRE[1:]).max() > 0.1  # not the joint mode
+
+
+# -- stomatogastric circuit ------------------------------------------------------------
+
+
+def test_elongation_of_an_ellipse():
+    normal = jax.random.normal(jax.random.key(0), (2, 20_000))
+    along, across = 0.8 * normal[0], 0.4 * normal[1]
+    tilt = np.radians(20.0)
+    long = _stg.elongation(
+        stub(
+            g_el=np.cos(tilt) * along - np.sin(tilt) * across,
+            g_synA=np.sin(tilt) * along + np.cos(tilt) * across,
+        ),
+        None,
+    )
+    assert long.ratio == pytest.approx(2.0, abs=0.1)
+    assert long.angle == pytest.approx(20.0, abs=2.0)
+
+
+# -- recurrent networks ----------------------------------------------------------------
+
+
+def test_regimes_are_those_of_the_eigenvalues():
+    statistics = {
+        "real_eigenvalue": np.array([0.5, 0.5, 1.2, 0.2]),
+        "symmetric_eigenvalue": np.array([1.5, 0.8, 1.9, 1.1]),
+    }
+    np.testing.assert_allclose(rnn.regime_shares(statistics), [0.5, 0.25, 0.25])
+
+
+def test_activity_of_a_network_that_amplifies_and_of_one_that_does_not():
+    # W = w e1 e2': its symmetric part has the eigenvalue w / 2, and its own are zero.
+    unit = jnp.zeros((2, 2, 2)).at[:, 0, 0].set(1.0)
+    strengths = jnp.array([6.0, 1.0])[:, None, None]
+    other = jnp.zeros((2, 2, 2)).at[:, 1, 0].set(1.0)
+    result = stub(U=strengths * unit, V=other)
+    norms = rnn.activity_norms(result, jax.random.key(0), noise=0.0, num_draws=2)
+    np.testing.assert_allclose(norms[:, 0], 1.0, rtol=1e-5)
+    assert norms[0].max() > 1.5
+    assert norms[1].max() <= 1.001
+    assert rnn.share_of_transients(norms) == 0.5
+
+
+# -- visual cortex ---------------------------------------------------------------------
+
+
+def ring(radius, num_draws=20_000, key=0, silent=0.05):
+    """Noise levels with sigma_E^2 + sigma_P^2 = radius^2, and any of S and V."""
+    keys = jax.random.split(jax.random.key(key), 2)
+    angle = np.pi / 2 * jax.random.uniform(keys[0], (num_draws,))
+    others = silent * jax.random.uniform(keys[1], (num_draws, 2))
+    pair = radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    return stub(sigma=np.asarray(jnp.concatenate([pair, others], axis=-1)))
+
+
+def test_compensation_on_a_ring_is_complete():
+    assert _v1.compensation(ring(0.03)).value == pytest.approx(-1.0, abs=1e-4)
+    # Independent levels do not compensate.
+    sigma = jax.random.uniform(jax.random.key(1), (20_000, 4))
+    found = _v1.compensation(stub(sigma=sigma))
+    assert abs(found.value) < 5 * found.error
+
+
+def test_sums_move_where_they_should_and_are_equal_where_they_should():
+    low, high = ring(0.02, key=0), ring(0.04, key=1)
+    assert v1.sum_claim(low, high).verdict == "holds"
+    assert v1.equal_claim(low, high).verdict == "holds"
+    # The wrong order, and S and V that move by a fifth of their spread.
+    assert v1.sum_claim(high, low).verdict.startswith("differs")
+    assert v1.equal_claim(low, ring(0.04, key=1, silent=0.053)).verdict != "holds"
+
+
+def test_few_draws_do_not_show_equality():
+    low, high = ring(0.02, 500, key=0), ring(0.04, 500, key=1)
+    assert v1.equal_claim(low, high).verdict.startswith("differs: not shown")
+
+
+def test_mann_whitney_against_hand_counts():
+    # All of three below all of three: U = 0, mean 4.5, variance 5.25.
+    found = _v1.mann_whitney(np.array([1.0, 2, 3]), np.array([4.0, 5, 6]))
+    assert found == pytest.approx(0.04953, abs=1e-4)
+    assert _v1.mann_whitney(np.array([1.0, 4]), np.array([2.0, 3])) == 1.0
+
+
+def test_only_p_is_paradoxical():
+    found = _v1.own_responses()
+    np.testing.assert_allclose(found, [3.5, -2.8, 0.62, 1.0], atol=0.06)
+
+
+# -- superior colliculus ---------------------------------------------------------------
+
+BINS = {1: (-2.0, -1.0), 2: (0.5, 1.0)}
+
+
+def test_a_bend_changes_sign_and_a_line_does_not():
+    uniform, noise = np.asarray(jax.random.uniform(jax.random.key(0), (2, 4000)))
+    s = 3 * uniform - 2
+    bent = np.stack([s, s, -np.abs(s) + 0.3 * noise, s], axis=-1)
+    assert colliculus.changes_sign(_colliculus.bend(bent, BINS), 5) == "holds"
+    line = np.stack([s, s, -s + 0.3 * noise, s], axis=-1)
+    assert "differs" in colliculus.changes_sign(_colliculus.bend(line, BINS), 5)
+    assert "not shown" in colliculus.changes_sign(_colliculus.bend(bent[:6], BINS), 5)
+
+
+def test_corrected_matrix_holds_and_the_printed_one_does_not():
+    z = np.asarray(jax.random.uniform(jax.random.key(0), (50, 4), minval=-5, maxval=5))
+    true, back, printed = _colliculus.eigenmode_errors(z)
+    assert max(true, back) < 1e-4
+    assert printed > 1.0
+
+
+def test_accepted_connections_have_the_accuracies():
+    # A circuit from the middle of the distribution, and no connections at all.
+    z = jnp.array([[0.75, -3.5, -1.6, -1.4], [0.0, 0.0, 0.0, 0.0]])
+    assert _colliculus.keep(z, jax.random.key(0), size=2).tolist() == [True, False]
+
+
+def test_slopes_are_taken_between_the_ends():
+    distances = np.linspace(-0.25, 0.25, 11)
+    mean = np.stack([0.7 + distances, 0.7 - distances**2], axis=-1)
+    curves = _colliculus.Curves(distances, {"x": mean}, {"x": 0.01 + 0 * mean})
+    assert curves.slope("x", 0)[0] == pytest.approx(0.5)
+    assert curves.slope("x", 1) == pytest.approx((0.0, 0.01 * 2**0.5))
