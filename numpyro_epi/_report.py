@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from numpyro_epi._math.convergence import adjusted_p_values
 from numpyro_epi._math.psis import MAX_KHAT
 
 if TYPE_CHECKING:
     from numpyro_epi._math.constraints import ConstraintTable
-    from numpyro_epi.diagnostics import DualityGap
+    from numpyro_epi.diagnostics import DualityGap, Restarts
     from numpyro_epi.result import EPIRestart, EPIResult
 
 WIDTH = 100
-LABEL_WIDTH = 32
+LABEL_WIDTH = 25
 # Constraints that are listed; of more, those with the largest violations.
 MAX_ROWS = 40
 # Multipliers of one site that are listed; of more, the first and last few.
@@ -27,7 +28,11 @@ MULTIPLIERS_SOURCES = {
 }
 
 
-def summary(result: "EPIResult", certificate: "DualityGap | None" = None) -> str:
+def summary(
+    result: "EPIResult",
+    certificate: "DualityGap | None" = None,
+    restarts: "Restarts | None" = None,
+) -> str:
     """Text of `EPIResult.print_summary`."""
     best = result.restarts[result.best]
     lines = [f"Emergent property inference: {result.status}", f"  {result.message}", ""]
@@ -38,6 +43,8 @@ def summary(result: "EPIResult", certificate: "DualityGap | None" = None) -> str
     lines += _multipliers(best)
     if len(result.restarts) > 1:
         lines += ["", *_restarts(result)]
+    if restarts is not None:
+        lines += _disagreement(restarts)
     lines += ["", *_cost(result)]
     return "\n".join(part for line in lines for part in _wrap(line))
 
@@ -53,15 +60,16 @@ def _constraints(result: "EPIResult", best: "EPIRestart") -> list[str]:
     labels = _labels(table)
     lines = [
         f"  {'constraint':{LABEL_WIDTH}s} {'target':>11s} {'achieved':>11s} "
-        f"{'std. error':>11s} {'violation':>18s} {'p-value':>8s}"
+        f"{'std. error':>11s} {'violation':>18s} {'p-value':>8s} {'for all':>7s}"
     ]
     rows = _rows(best.violation)
+    adjusted = adjusted_p_values(best.p_values)
     for i in rows:
         violation = f"{_signed(best.violation[i])} +- {best.violation_error[i]:.2g}"
         lines.append(
             f"  {_shorten(labels[i], LABEL_WIDTH):{LABEL_WIDTH}s} {targets[i]:11.4g} "
             f"{achieved[i]:11.4g} {errors[i]:11.2g} {violation:>18s} "
-            f"{best.p_values[i]:8.2g}"
+            f"{best.p_values[i]:8.2g} {adjusted[i]:7.2g}"
         )
     if len(rows) < len(labels):
         lines.append(
@@ -70,7 +78,8 @@ def _constraints(result: "EPIResult", best: "EPIRestart") -> list[str]:
         )
     lines.append(
         "  (violation in scaled units, in which the spread of a constraint is about 1; "
-        f"tolerance {result.tolerance:g})"
+        f"tolerance {result.tolerance:g}; p-values of a violation of zero: one at a "
+        "time, and for all at once by Holm's method)"
     )
     return lines
 
@@ -200,6 +209,20 @@ def _restarts(result: "EPIResult") -> list[str]:
             f"{np.abs(restart.violation).max():16.4f}"
         )
     return lines
+
+
+def _disagreement(found: "Restarts") -> list[str]:
+    """Which restart lacks what another has, and how far their means differ."""
+    lines = [
+        f"  restart {j} lacks a part that restart {i} has: {found.outside[i, j]:.1%} of "
+        f"the draws of {i}"
+        for i, j in found.missing
+    ]
+    if not lines:
+        lines = ["  no restart lacks a part that another one has"]
+    worst = max(found.r_hat, key=lambda name: float(np.max(found.r_hat[name])))
+    value = float(np.max(found.r_hat[worst]))
+    return [*lines, f"  largest r-hat between restarts: {value:.3f}, of {worst}"]
 
 
 def _cost(result: "EPIResult") -> list[str]:

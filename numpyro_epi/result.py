@@ -29,7 +29,7 @@ from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus
 
 if TYPE_CHECKING:
-    from numpyro_epi.diagnostics import DualityGap
+    from numpyro_epi.diagnostics import DualityGap, Restarts
 
 
 class EPIHistory(NamedTuple):
@@ -359,13 +359,18 @@ class EPIResult:
 
     # -- reports ----------------------------------------------------------------------
 
-    def print_summary(self, certificate: "DualityGap | None" = None) -> None:
+    def print_summary(
+        self,
+        certificate: "DualityGap | None" = None,
+        restarts: "Restarts | None" = None,
+    ) -> None:
         """Print targets, achieved values, entropy and cost, in 100 columns.
 
         Args:
             certificate: from `diagnostics.duality_gap_diagnostic`, to print it too.
+            restarts: from `diagnostics.restart_diagnostic`, to print it too.
         """
-        print(_report.summary(self, certificate))
+        print(_report.summary(self, certificate, restarts))
 
     def __repr__(self) -> str:
         return (

@@ -358,9 +358,13 @@ class Runner:
         self.last_evaluation = ev
         if replays:
             self.replay.epochs.append((state.average, ev))
+        violation = np.asarray(infos.violation)[options.num_steps // 2 :].mean(axis=0)
+        if replays:
+            # The guide was trained on the replayed draws: only new ones tell the truth.
+            violation = np.stack([s.violation for s in scores])
         record = EpochRecord(
             scores,
-            np.asarray(infos.violation)[options.num_steps // 2 :].mean(axis=0),
+            violation,
             np.asarray(state.multipliers),
             np.asarray(state.penalty),
             np.asarray(infos.is_skipped).mean(axis=0),

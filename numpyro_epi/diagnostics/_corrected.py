@@ -22,6 +22,9 @@ from numpyro_epi.result import EPIResult
 METHODS = ("auto", "importance", "hmc")
 # Chains that run side by side.
 MAX_CHAINS = 200
+# Leapfrog steps of a transition. All chains move together, so one whose adapted step is
+# small must not ask for hundreds: each transition costs the same.
+NUM_LEAPFROG = 8
 # What chains must show to be trusted.
 MIN_ACCEPTANCE, MAX_DIVERGENT, MAX_R_HAT = 0.5, 0.05, 1.1
 
@@ -215,7 +218,12 @@ def _run_hmc(
     num_chains = len(start)
     per_chain = max(-(-num_samples // num_chains), 20)
     mcmc = MCMC(
-        HMC(potential_fn=potential, trajectory_length=1.5, target_accept_prob=0.85),
+        HMC(
+            potential_fn=potential,
+            num_steps=NUM_LEAPFROG,
+            adapt_mass_matrix=False,  # the flow has whitened the law
+            target_accept_prob=0.85,
+        ),
         num_warmup=num_warmup,
         num_samples=per_chain,
         num_chains=num_chains,

@@ -251,6 +251,19 @@ def narrowed(result):
     )
 
 
+def test_summary_names_the_restart_that_lacks_a_part(capsys):
+    result = trained("equal_modes", num_restarts=2)
+    whole = diagnostics.restart_diagnostic(result)
+    result.print_summary(restarts=whole)
+    assert "no restart lacks a part" in capsys.readouterr().out
+    narrow = diagnostics.restart_diagnostic(narrowed(result))
+    result.print_summary(restarts=narrow)
+    text = capsys.readouterr().out
+    assert "restart 1 lacks a part that restart 0 has" in text
+    assert "largest r-hat between restarts" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
 def test_one_restart_has_nothing_to_compare():
     with pytest.raises(ValueError, match="num_restarts"):
         diagnostics.restart_diagnostic(trained("gaussian"))
