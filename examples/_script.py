@@ -49,6 +49,15 @@ def infer(model, args: argparse.Namespace, rng_key, *model_args, **model_kwargs)
     return result
 
 
+def infer_or_load(model, args: argparse.Namespace, rng_key):
+    """Run `infer`, or read the result that `args.result` names and print its report."""
+    if args.result is None:
+        return infer(model, args, rng_key)
+    result = epi.EPIResult.load(args.result, model)
+    result.print_summary()
+    return result
+
+
 def save(figures: dict, args: argparse.Namespace) -> None:
     """Draw and write figures: `{file name: function that makes the figure}`."""
     args.out.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,10 @@ EXAMPLES = {
     ),
     "rnn": (f"{FEW} --num-neurons 2 --noise 0.01", ["rnn_amplification.png"]),
     "stg": (FEW, ["stg_distribution.png", "stg_traces.png"]),
+    "stg_sensitivity": (
+        f"{FEW} --num-simulations 20",
+        ["stg_sensitivity.png", "stg_perturbations.png"],
+    ),
     "v1": (
         f"{FEW} --theory-seconds 0.05",
         ["v1_circuit.png", "v1_distribution.png"],
