@@ -90,8 +90,8 @@ def hessian(
         num_simulations: of the average E[T | z] of noisy statistics, at each point; one
             is enough otherwise.
         derivative: of the statistics: "autodiff", "differences" (central, a quarter of
-            a standard deviation wide), or "auto": differences where training found
-            their gradient of no use.
+            a standard deviation wide), or "auto": differences where training did
+            without their gradient ("score", "replay").
         rng_key: for simulation noise, the same at every point; `None` is
             `jax.random.key(0)`.
 

@@ -68,7 +68,8 @@ def _method(result: EPIResult, derivative: Any) -> str:
         )
     if derivative != "auto":
         return "differences" if derivative == "differences" else _mode(result)
-    return "differences" if result.gradient.choice == "score" else _mode(result)
+    is_used = result.gradient.choice in ("reverse", "forward")
+    return _mode(result) if is_used else "differences"
 
 
 def _mode(result: EPIResult) -> str:
