@@ -214,8 +214,8 @@ def _restarts(result: "EPIResult") -> list[str]:
 def _disagreement(found: "Restarts") -> list[str]:
     """Which restart lacks what another has, and how far their means differ."""
     lines = [
-        f"  restart {j} lacks a part that restart {i} has: {found.outside[i, j]:.1%} of "
-        f"the draws of {i}"
+        f"  restart {j} lacks a part that restart {i} has: "
+        f"{found.outside[i, j]:.1%} of the draws of {i}"
         for i, j in found.missing
     ]
     if not lines:

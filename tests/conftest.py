@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-# Most of the tests' time is compilation, often of the same programs: keep them.
-CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+# Most of the tests' time is compilation, often of the same programs: keep them. One
+# folder for each process: JAX writes its files in place, and a process that reads one
+# half written warns, which is an error here.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "main")
+CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "compiled" / WORKER
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # An environment variable, so that scripts started by tests inherit it.

@@ -111,12 +111,7 @@ class Engine:
                 average_decay=0.0 if options.schedule is not None else AVERAGE_DECAY,
                 decays=self.decays,
             )
-            axes = EPIState._make(
-                None if name == "targets" else 0 for name in EPIState._fields
-            )
-            self._updates[stat_gradient] = vmap(
-                update, in_axes=(axes,), out_axes=(axes, 0)
-            )
+            self._updates[stat_gradient] = vmap(update)
         return self._updates[stat_gradient]
 
     def update(self, state: EPIState, stat_gradient: str) -> tuple[EPIState, StepInfo]:
@@ -159,8 +154,9 @@ class Engine:
                 self.options.penalty,
                 dtype=float,
             ),
-            targets=targets,
-            offset=jnp.zeros((num_restarts, self.problem.table.num_constraints)),
+            targets=jax.tree.map(
+                lambda x: jnp.broadcast_to(x, (num_restarts, *x.shape)), targets
+            ),
             running=jnp.zeros((num_restarts, self.problem.table.num_constraints)),
             pool=jnp.zeros((num_restarts, 0, dim)),
             anchor=jnp.zeros((num_restarts,)),

@@ -32,13 +32,14 @@ from numpyro_epi._train.schedule import (
     take_time,
     update_duals,
 )
-from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.state import EPIState, choose_restarts
 from numpyro_epi._train.status import (
     EPIStatus,
     InvalidStatisticError,
     SeenRange,
     first_invalid_label,
 )
+from numpyro_epi._train.steer import Way, steer
 from numpyro_epi._train.warm_start import Pool, WarmStart
 
 # Factor of the learning rate after a complete warm start. Not with one latent, whose
@@ -215,20 +216,11 @@ class Runner:
         params, found, num_rounds = self.sampler.rounds(state.average, found)
         for r in late:
             self.starts[r] = WarmStart(*found[r], num_rounds, self.seen.num_simulations)
-        fresh = self.engine.init_state(state.rng_key, state.targets)
+        fresh = self.engine.init_state(state.rng_key, self.table.targets)
         fresh = self._start_state(fresh, params, self.starts)
         is_new = np.isin(np.arange(self.num_restarts), late)
-
-        def choose(new: Any, old: Any) -> Any:
-            rows = is_new.reshape((-1,) + (1,) * (jnp.ndim(new) - 1))
-            return jnp.where(rows, new, old)
-
-        changes = {
-            name: jax.tree.map(choose, getattr(fresh, name), getattr(state, name))
-            for name in EPIState._fields
-            if name not in ("targets", "rng_key", "pool")
-        }
-        self.state = state._replace(pool=fresh.pool, **changes)
+        state = choose_restarts(is_new, fresh, state, keep=("rng_key", "pool"))
+        self.state = state._replace(pool=fresh.pool)
         return True
 
     def _can_reweight(self, ev: Evaluation, r: int) -> bool:
@@ -308,19 +300,21 @@ class Runner:
         num_epochs = self.options.num_epochs
         is_extended = is_early = False
         has_caught_up = False
+        start = 0
         while len(self.records) < num_epochs:
             record = self.run_epoch(stat_gradient, progress)
             self.state = update_duals(self.state, self.records, self.options)
             if not has_caught_up and self._late_warm_start(self.last_evaluation):
                 has_caught_up = True
                 self.replay.epochs.clear()
-                num_epochs = len(self.records) + self.options.num_epochs
+                start = len(self.records)
+                num_epochs = start + self.options.num_epochs
             problem = self.seen.unreachable(self.table)
             if problem is not None and len(self.records) >= 3:
                 return [(EPIStatus.UNREACHABLE, problem)] * self.num_restarts
-            if len(self.records) == FIRST_LOOK < num_epochs:
+            if len(self.records) == start + FIRST_LOOK < num_epochs:
                 self.state, factor = take_time(self.state, self.bounds, record)
-                num_epochs *= factor
+                num_epochs = start + factor * self.options.num_epochs
             early = len(self.records) + NUM_LAST_EPOCHS
             if not is_early and early < num_epochs:
                 is_early = is_near(self.bounds, record, self.options)
@@ -438,8 +432,8 @@ class Runner:
         pilot_u = self.pilot()
         state = self.engine.init_state(self.next_keys(), self.table.targets)
         state, self.starts = self.warm_start(state)
-        state = self._steer_from_afar(state, self.starts)
         gradient = self._choose_gradient(state, pilot_u)
+        state = self._steer_from_afar(state, gradient.choice)
         self.state = state
         ended = None
         with Progress(self.options) as progress:
@@ -495,19 +489,30 @@ class Runner:
             scores = self._scores(ev)
         return ev, scores
 
-    def _steer_from_afar(self, state: EPIState, starts: list) -> EPIState:
-        """Without a complete warm start, move the targets gradually."""
+    def _steer_from_afar(self, state: EPIState, stat_gradient: str) -> EPIState:
+        """Without a complete warm start, lead the guide to its targets gradually."""
         if self.options.schedule is not None:
             return state
-        _, scores = self.evaluate(state.params, self.options.num_evaluation // 4)
+        ev, scores = self.evaluate(state.params, self.options.num_evaluation // 4)
         violation = np.stack([s.violation for s in scores])
-        complete = np.array([s is not None and s.is_complete for s in starts])
-        is_near = complete[:, None] | (np.abs(violation) < 1.0)
-        offset = np.where(is_near, 0.0, violation)
-        return state._replace(
-            offset=jnp.asarray(offset, float),
-            running=jnp.asarray(violation - offset, float),
+        complete = np.array([s is not None and s.is_complete for s in self.starts])
+        is_far = ~complete & (np.abs(violation) >= 1.0).any(axis=1)
+        state = state._replace(running=jnp.asarray(violation, float))
+        if not is_far.any():
+            return state
+        way = Way.from_stats(ev.stats, self.table.mean, self.table.scale, self.has_var)
+        state = state._replace(
+            running=jnp.where(is_far[:, None], 0.0, state.running),
+            multipliers=jnp.where(is_far[:, None], 0.0, state.multipliers),
         )
+        # There are no simulated draws to replay yet.
+        gradient = "score" if stat_gradient == "replay" else stat_gradient
+        state, num_steps = steer(self.engine, state, way, is_far, gradient)
+        self.num_simulations += (
+            num_steps * self.options.num_particles * self.num_restarts
+        )
+        self.bounds = np.where(is_far, np.inf, self.bounds)
+        return state
 
     def _choose_gradient(self, state: EPIState, pilot_u: np.ndarray) -> GradientHealth:
         """Look at the statistics where the guide is now."""

@@ -83,16 +83,16 @@ def take_time(
 def update_duals(
     state: EPIState, records: Sequence[EpochRecord], options: Options
 ) -> EPIState:
-    """Update multipliers, penalties and the way to far targets."""
-    offset, penalty = np.asarray(state.offset), np.asarray(state.penalty)
+    """Update multipliers and penalties."""
+    penalty = np.asarray(state.penalty)
     multipliers, penalties = [], []
     for r, scores in enumerate(records[-1].scores):
-        violation = records[-1].violation[r] - offset[r]
+        violation = records[-1].violation[r]
         multipliers.append(
             update_multipliers(np.asarray(state.multipliers[r]), penalty[r], violation)
         )
         previous = None
-        if len(records) > 1 and not offset.any():
+        if len(records) > 1:
             previous = records[-2].violation[r]
         grown = grow_penalty(
             float(penalty[r, 0]),
@@ -104,10 +104,8 @@ def update_duals(
             max_penalty=options.max_penalty,
         )
         penalties.append(np.full_like(penalty[r], grown))
-    offset = np.where(np.abs(offset) > 0.3, 0.2 * offset, 0.0)
     return state._replace(
         multipliers=jnp.asarray(np.stack(multipliers), float),
         penalty=jnp.asarray(np.stack(penalties), float),
-        offset=jnp.asarray(offset, float),
-        running=jnp.asarray(records[-1].violation - offset, float),
+        running=jnp.asarray(records[-1].violation, float),
     )

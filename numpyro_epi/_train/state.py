@@ -6,6 +6,8 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from numpyro_epi._math.constraints import Targets
 from numpyro_epi._train.guide import Params
@@ -38,10 +40,9 @@ class EPIState(NamedTuple):
         optim_state: state of the optimiser.
         multipliers: in scaled units, shape (R, K).
         penalty: penalty coefficient of each constraint, shape (R, K).
-        targets: means and frozen scales of the statistics.
-        offset: what E[T] is steered to, shape (R, K): zero but on the way to targets
-            that are far from the prior.
-        running: moving average of E[T] - offset over the steps, shape (R, K).
+        targets: means and frozen scales of the statistics, shape (R, S): the wanted
+            ones, but on the way to targets that are far from the prior.
+        running: moving average of E[T] over the steps, shape (R, K).
         pool: draws that anchor the guide, shape (R, n, D).
         anchor: weight of the anchor, shape (R,).
         memory: simulated draws for the gradient "replay"; of size M = 0 otherwise.
@@ -60,7 +61,6 @@ class EPIState(NamedTuple):
     multipliers: jax.Array
     penalty: jax.Array
     targets: Targets
-    offset: jax.Array
     running: jax.Array
     pool: jax.Array
     anchor: jax.Array
@@ -86,3 +86,27 @@ class StepInfo(NamedTuple):
     violation: jax.Array
     invalid: jax.Array
     is_skipped: jax.Array
+
+
+def choose_restarts(
+    is_new: np.ndarray, new: EPIState, old: EPIState, keep: tuple[str, ...]
+) -> EPIState:
+    """The old state, with the rows of some restarts from the new one.
+
+    Args:
+        is_new: which restarts, shape (R,).
+        new: state to take them from.
+        old: state of the others.
+        keep: fields that stay the old ones for all.
+    """
+
+    def choose(a: Any, b: Any) -> Any:
+        return jnp.where(is_new.reshape((-1,) + (1,) * (jnp.ndim(a) - 1)), a, b)
+
+    return old._replace(
+        **{
+            name: jax.tree.map(choose, getattr(new, name), getattr(old, name))
+            for name in EPIState._fields
+            if name not in keep
+        }
+    )

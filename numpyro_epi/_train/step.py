@@ -197,7 +197,6 @@ class Objective:
         draw_key, sim_key, pool_key = random.split(key, 3)
         log_q, weights, parts = self._draw(params, state, draw_key, sim_key)
         valid = weights * parts.is_valid
-        parts = parts._replace(deviations=parts.deviations - state.offset)
         first, second = split_half_mean(parts.deviations, valid)
         plain = log_q - parts.log_prior - parts.log_likelihood
         mean_plain = (valid * plain).sum() / jnp.maximum(valid.sum(), 1.0)
@@ -212,7 +211,7 @@ class Objective:
         change = 0.5 * (first + second)
         info = StepInfo(
             mean_plain + state.multipliers @ change,
-            change + state.offset,
+            change,
             1.0 - parts.is_valid.mean(),
             jnp.zeros((), bool),
         )
@@ -316,8 +315,7 @@ def make_update(
             (params, average, optim_state),
             (state.params, state.average, state.optim_state),
         )
-        change = info.violation - state.offset
-        running = blend(state.running, change, objective.rate)
+        running = blend(state.running, info.violation, objective.rate)
         state = state._replace(
             running=jnp.where(jnp.isfinite(running).all(), running, state.running),
             params=params,
