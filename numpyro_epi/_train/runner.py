@@ -511,7 +511,9 @@ class Runner:
         self.num_simulations += (
             num_steps * self.options.num_particles * self.num_restarts
         )
-        self.bounds = np.where(is_far, np.inf, self.bounds)
+        if self.wants_warm_start:
+            # Not even importance sampling led there: unless it still does, take time.
+            self.bounds = np.where(is_far, np.inf, self.bounds)
         return state
 
     def _choose_gradient(self, state: EPIState, pilot_u: np.ndarray) -> GradientHealth:
