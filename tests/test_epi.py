@@ -25,6 +25,7 @@ from numpyro_epi._train.pilot import choose_gradient
 from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.progress import Progress
 from numpyro_epi._train.runner import Runner
+from numpyro_epi._train.schedule import is_met
 from numpyro_epi._train.state import Memory
 from numpyro_epi._train.step import Objective
 
@@ -590,7 +591,7 @@ def test_restart_without_valid_draws_has_no_score():
     stats = np.full((1, 4, 1), np.nan, np.float32)
     (scores,) = runner._scores(Evaluation(u, zeros, zeros, zeros, zeros, stats))
     assert scores.invalid == 1.0
-    assert not runner.is_met(scores).any()
+    assert not is_met(scores, inference.options).any()
     status, message = runner.verdict(scores)
     assert status is epi.EPIStatus.NOT_CONVERGED
     assert "None of the draws" in message
