@@ -25,6 +25,8 @@ MAX_CHAINS = 200
 # Leapfrog steps of a transition. All chains move together, so one whose adapted step is
 # small must not ask for hundreds: each transition costs the same.
 NUM_LEAPFROG = 8
+# Transitions between two draws that are kept.
+THINNING = 5
 # What chains must show to be trusted.
 MIN_ACCEPTANCE, MAX_DIVERGENT, MAX_R_HAT = 0.5, 0.05, 1.1
 
@@ -221,11 +223,13 @@ def _run_hmc(
         HMC(
             potential_fn=potential,
             num_steps=NUM_LEAPFROG,
+            trajectory_length=None,
             adapt_mass_matrix=False,  # the flow has whitened the law
             target_accept_prob=0.85,
         ),
         num_warmup=num_warmup,
-        num_samples=per_chain,
+        num_samples=THINNING * per_chain,
+        thinning=THINNING,
         num_chains=num_chains,
         chain_method="vectorized",
         progress_bar=False,
