@@ -433,10 +433,10 @@ class Runner:
         state = self.engine.init_state(self.next_keys(), self.table.targets)
         state, self.starts = self.warm_start(state)
         gradient = self._choose_gradient(state, pilot_u)
-        state = self._steer_from_afar(state, gradient.choice)
         self.state = state
         ended = None
         with Progress(self.options) as progress:
+            self.state = self._steer_from_afar(state, gradient.choice)
             if self.options.schedule is not None:
                 ended = train_published(self, gradient.choice, progress)
             else:
@@ -500,6 +500,8 @@ class Runner:
         state = state._replace(running=jnp.asarray(violation, float))
         if not is_far.any():
             return state
+        if is_far.all():  # draws of weight zero: no step shall pay for them
+            state = state._replace(pool=state.pool[:, :0])
         way = Way.from_stats(ev.stats, self.table.mean, self.table.scale, self.has_var)
         state = state._replace(
             running=jnp.where(is_far[:, None], 0.0, state.running),
