@@ -26,6 +26,11 @@ EXAMPLES = {
             "colliculus_silencing.png",
         ],
     ),
+    "colliculus_regimes": (
+        f"{FEW} --num-simulations 2 --num-places 2 --num-per-group 5 "
+        "--num-brute-force 500",
+        ["colliculus_modes.png", "colliculus_regimes.png", "colliculus_opto.png"],
+    ),
     "compare_nuts_svi": (
         f"{TINY} --num-draws 200 --num-warmup 20 --svi-steps 20",
         ["compare_nuts_svi.png"],

@@ -83,6 +83,7 @@ class Runner:
         self.starts: list[Any] = []
         self.bounds = np.full(self.num_restarts, np.nan)
         self.last_evaluation: Any = None
+        self.final: tuple[Evaluation, list[Scores]] | None = None
         num_replayed = int(self.options.num_evaluation * REPLAY_SHARE)
         self.replay = Replay(engine, max(num_replayed, self.options.num_particles))
 
@@ -323,11 +324,21 @@ class Runner:
                     self.state = end_after(self.state, early, self.options)
             if len(self.records) < num_epochs or is_extended:
                 continue
-            if not any(is_met(s, self.options).all() for s in record.scores):
+            if not self._is_good(record):
                 is_extended = True
                 num_epochs += max(self.options.num_epochs // 2, 1)
                 self.state = self.state._replace(horizon=1.5 * self.state.horizon)
         return None
+
+    def _is_good(self, record: EpochRecord) -> bool:
+        """Whether a restart has converged, by the last epoch and by the final draws."""
+        if not any(is_met(s, self.options).all() for s in record.scores):
+            return False
+        final = self.evaluate_finally(self.state.average, is_decided=False)
+        if not any(is_met(s, self.options).all() for s in final[1]):
+            return False
+        self.final = final
+        return True
 
     def run_epoch(self, stat_gradient: str, progress: Progress) -> EpochRecord:
         """Steps, then a look at the averaged guide with many more particles."""
@@ -445,7 +456,10 @@ class Runner:
             stopped = (EPIStatus.INTERRUPTED, "Stopped from the keyboard.")
             ended = [stopped] * self.num_restarts
         state = self.state._replace(memory=self.engine.empty_memory)
-        ev, scores = self.evaluate_finally(state.average, is_decided=ended is not None)
+        if self.final is None:
+            is_decided = ended is not None
+            self.final = self.evaluate_finally(state.average, is_decided=is_decided)
+        ev, scores = self.final
         duals = self.final_duals(state, ev)
         verdicts = [
             self.verdict(s) if ended is None else ended[r] for r, s in enumerate(scores)
