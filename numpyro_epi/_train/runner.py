@@ -299,7 +299,7 @@ class Runner:
         no more than the epoch that it interrupts.
         """
         num_epochs = self.options.num_epochs
-        is_extended = is_early = False
+        num_extensions, is_early = 0, False
         has_caught_up = False
         start = 0
         while len(self.records) < num_epochs:
@@ -322,10 +322,11 @@ class Runner:
                 if is_early:
                     num_epochs = early
                     self.state = end_after(self.state, early, self.options)
-            if len(self.records) < num_epochs or is_extended:
+            # A run that was cut short and is not good gets its epochs back first.
+            if len(self.records) < num_epochs or num_extensions == 1 + is_early:
                 continue
             if not self._is_good(record):
-                is_extended = True
+                num_extensions += 1
                 num_epochs += max(self.options.num_epochs // 2, 1)
                 self.state = self.state._replace(horizon=1.5 * self.state.horizon)
         return None
