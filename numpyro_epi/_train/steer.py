@@ -32,8 +32,9 @@ MAX_SHIFT, MAX_LOG_RATIO = 0.5, 0.15
 MAX_LAG = 0.5
 # Of the step that moves the multipliers by the violation.
 DUAL_RATE = 0.3
-# The way ends, wherever it is, after so many moves and waits.
-MAX_MOVES, MAX_WAITS = 400, 60
+# The way ends, wherever it is, after this many times the steps of the run that follows,
+# or after so many waits one after the other.
+MAX_SHARE, MAX_WAITS = 4, 60
 
 
 class Way(NamedTuple):
@@ -106,10 +107,12 @@ def steer(
         optimiser; and the number of gradient steps.
     """
     distance = np.where(is_far, 1.0, 0.0)
+    options = engine.options
+    max_moves = MAX_SHARE * options.num_epochs * options.num_steps // STEER_STEPS
     num_moves = num_waits = 0
     before = state
     state = state._replace(horizon=jnp.full_like(state.horizon, jnp.inf))
-    while distance.any() and num_moves < MAX_MOVES and num_waits < MAX_WAITS:
+    while distance.any() and num_moves < max_moves and num_waits < MAX_WAITS:
         target = way.next(distance)
         mean, scale = way.at(target)
         state = state._replace(targets=_targets(mean, scale))
