@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _claims import Claim, verdict
 from _modes import Mode, find_mode
 
 from numpyro_epi.circuits import colliculus
@@ -228,3 +229,19 @@ def silence(result, rng_key, num_draws=300):
             ]
         )
     return Silencing(levels, found)
+
+
+def both(form: str, values: dict) -> str:
+    """A number of each regime, as text."""
+    return "; ".join(f"regime {r}: {form.format(value)}" for r, value in values.items())
+
+
+def task_claim(alike: dict) -> Claim:
+    """From the correlation of the Anti curves along v1 and minus v_task, by regime."""
+    return Claim(
+        "Lowering the task eigenvalue acts on Anti accuracy as v1 does",
+        "very similar",
+        both("{0:+.2f}", alike),
+        "correlation of both curves; bar 0.5",
+        verdict(min(alike.values()) > 0.5, "not in both regimes"),
+    )

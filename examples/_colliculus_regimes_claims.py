@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from _claims import Claim, verdict
-from _colliculus import PUBLISHED_SPEED_UP, REGIMES, SELF
+from _colliculus import PUBLISHED_SPEED_UP, REGIMES, SELF, both, task_claim
 from _colliculus_regimes import (
     EXPERIMENT,
     SATURATED,
@@ -129,13 +129,7 @@ def line_claims(lines):
             verdict(all(map(rises, pro.values())), "not in both"),
         ),
         *(anti_claim(r, anti[r], exact[r]) for r in REGIMES),
-        Claim(
-            "Lowering the task eigenvalue acts on Anti accuracy as v1 does",
-            "very similar",
-            both("{0:+.2f}", alike),
-            "correlation of both curves; bar 0.5",
-            verdict(min(alike.values()) > 0.5, "not in both regimes"),
-        ),
+        task_claim(alike),
         diag_claim(
             "at both modes",
             diag,
@@ -202,10 +196,6 @@ def census_claim(census, regime):
 
 def changes(line):
     return " and ".join(f"{x:+.3f} +- {e:.3f}" for x, e in line.ends)
-
-
-def both(form: str, values: dict) -> str:
-    return "; ".join(f"regime {r}: {form.format(value)}" for r, value in values.items())
 
 
 def speed_claim(found):

@@ -47,12 +47,14 @@ from _colliculus import (
     BruteForce,
     Silencing,
     bend,
+    both,
     brute_force,
     draw_rate,
     eigenmode_errors,
     find_modes,
     perturb,
     silence,
+    task_claim,
 )
 from _colliculus_figures import plot_distribution, plot_perturbations, plot_silencing
 from _script import infer, parser, save
@@ -165,13 +167,7 @@ def perturbation_claims(curves):
                 else "not in regime 2",
             ),
         ),
-        Claim(
-            "Lowering the task eigenvalue acts on Anti accuracy as v1 does",
-            "very similar",
-            both("{0:+.2f}", alike),
-            "correlation of both curves; bar 0.5",
-            verdict(min(alike.values()) > 0.5, "not in both regimes"),
-        ),
+        task_claim(alike),
         Claim(
             "Raising the diag eigenvalue acts on Anti accuracy in opposite ways",
             "opposite",
@@ -184,10 +180,6 @@ def perturbation_claims(curves):
             ),
         ),
     ]
-
-
-def both(form: str, values: dict) -> str:
-    return "; ".join(f"regime {r}: {form.format(value)}" for r, value in values.items())
 
 
 def silencing_claims(found: Silencing):
