@@ -35,7 +35,7 @@ from numpyro_epi.result import EPIDraws, EPIHistory, EPIRestart, EPIResult
 
 FORMAT = "numpyro_epi result"
 # Raise it when a file of the previous version could be misread.
-VERSION = 1
+VERSION = 2
 # Draws whose stored density is compared with that of the model and guide at hand.
 NUM_COMPARED = 200
 # Nats: far above rounding, far below what another prior or guide makes of it.

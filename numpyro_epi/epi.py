@@ -19,6 +19,7 @@ from numpyro_epi._train.optim import as_optax
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.runner import Runner
+from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState, StepInfo
 from numpyro_epi.result import EPIResult
 
@@ -147,9 +148,9 @@ class EPI:
         """
         rng_key = as_key(rng_key)
         engine = self._engine(rng_key, args, kwargs)
-        runner = Runner(engine, rng_key)
-        runner.pilot()
-        return engine.init_state(runner.next_keys(), runner.table.targets)
+        simulations = Simulations(engine, rng_key)
+        simulations.pilot()
+        return engine.init_state(simulations.next_keys(), simulations.table.targets)
 
     def update(
         self, state: EPIState, *args: Any, **kwargs: Any

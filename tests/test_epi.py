@@ -17,17 +17,18 @@ import pytest
 from numpyro.infer import autoguide
 
 import numpyro_epi as epi
-from numpyro_epi._train.cost import count_operations
+from numpyro_epi._train.cost import count_operations, largest_array
 from numpyro_epi._train.engine import Engine, Evaluation
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import choose_gradient
 from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.progress import Progress
-from numpyro_epi._train.runner import Runner
 from numpyro_epi._train.schedule import is_met
+from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import Memory
 from numpyro_epi._train.step import Objective
+from numpyro_epi._train.verdict import verdict
 
 SMALL = {
     "num_particles": 100,
@@ -275,6 +276,28 @@ def test_operations_are_counted_in_loops_and_products():
     assert count_operations(once, x) == 6
     assert count_operations(loop, x) == 50 * 6
     assert count_operations(lambda a: a @ a, jnp.ones((4, 4))) == 2 * 4 * 16
+
+    # Its largest array is inside of the loop.
+    def squares(c, _):
+        return jnp.outer(c, c).sum(0), None
+
+    size = largest_array(lambda x: jax.lax.scan(squares, x, None, 5)[0], x)
+    assert size == 9 * x.dtype.itemsize
+    assert largest_array(once, x) == 3 * x.dtype.itemsize
+
+
+@pytest.mark.parametrize(
+    ("num_trials", "expected"), [(1, 100), (10_000, 25), (10**7, 16)]
+)
+def test_simulations_run_in_batches_that_fit_the_cache(num_trials, expected):
+    def model():
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        x = z + jax.random.normal(numpyro.prng_key(), (num_trials,))
+        epi.emergent_property(x.mean(), mean=0.5, var=0.5)
+
+    estimator = epi.EPI(model, **SMALL)
+    engine = estimator._engine(KEY, (), {})
+    assert engine.batch_size == expected
 
 
 def moved_memory(engine, one, *, weighted=True):
@@ -584,14 +607,14 @@ def test_restart_without_valid_draws_has_no_score():
         epi.emergent_property(jnp.where(z < 0.0, z, jnp.nan), mean=-0.5)
 
     inference = epi.EPI(fails, on_invalid="mask", **SMALL)
-    runner = Runner(inference._engine(KEY, (), {}), KEY)
-    runner.pilot()
+    simulations = Simulations(inference._engine(KEY, (), {}), KEY)
+    simulations.pilot()
     u = np.ones((1, 4, 1), np.float32)
     zeros = np.zeros((1, 4), np.float32)
     stats = np.full((1, 4, 1), np.nan, np.float32)
-    (scores,) = runner._scores(Evaluation(u, zeros, zeros, zeros, zeros, stats))
+    (scores,) = simulations.scores(Evaluation(u, zeros, zeros, zeros, zeros, stats))
     assert scores.invalid == 1.0
     assert not is_met(scores, inference.options).any()
-    status, message = runner.verdict(scores)
+    status, message = verdict(simulations, scores)
     assert status is epi.EPIStatus.NOT_CONVERGED
     assert "None of the draws" in message

@@ -148,7 +148,7 @@ def test_a_file_holds_plain_arrays_and_a_header(path):
         arrays = {name: content[name] for name in content.files}
     assert all(array.dtype.kind in "fiub" for array in arrays.values())
     header = json.loads(bytes(arrays["header"]))
-    assert (header["format"], header["version"]) == ("numpyro_epi result", 1)
+    assert (header["format"], header["version"]) == ("numpyro_epi result", 2)
     assert header["package_version"] == epi.__version__
     assert "restarts/1/draws/latents/scope/b" in arrays
 

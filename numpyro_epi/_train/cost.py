@@ -27,6 +27,11 @@ def count_operations(fn: Callable, *args: Any) -> float:
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
+def largest_array(fn: Callable, *args: Any) -> int:
+    """Size of the largest array that one call makes, in bytes, inside of loops too."""
+    return _largest(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
 def _inner(equation: Any) -> Iterator[Any]:
     """Programs inside one equation."""
     for value in equation.params.values():
@@ -62,3 +67,11 @@ def _count_equation(equation: Any) -> float:
         (axes, _), _ = params["dimension_numbers"]
         size *= 2 * math.prod(equation.invars[0].aval.shape[i] for i in axes)
     return size
+
+
+def _largest(jaxpr: Any) -> int:
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        sizes += [v.aval.size * v.aval.dtype.itemsize for v in equation.outvars]
+        sizes += [_largest(inner) for inner in _inner(equation)]
+    return max(sizes)

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax, random, vmap
+from jax.flatten_util import ravel_pytree
 
 from numpyro_epi._math.constraints import Targets
-from numpyro_epi._train.cost import contains_loop, count_operations
+from numpyro_epi._train.cost import contains_loop, count_operations, largest_array
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import make_pilot
@@ -37,6 +38,8 @@ FIT_CHUNK = 50
 FIT_BATCH = 500
 # Draws that one call of a compiled function makes, simulates or evaluates.
 MIN_CHUNK, MAX_CHUNK = 100, 5000
+# Of them at once on a CPU: as many as keep the largest array within so many bytes.
+CACHE_BYTES, MIN_BATCH = 2**20, 16
 # Of the moving average of the parameters: a memory of about 200 steps.
 AVERAGE_DECAY = 0.995
 
@@ -241,7 +244,7 @@ class Engine:
     ) -> Simulation:
         """Simulate draws u, shape (R, n, D), in batches of bounded size; keys (R,)."""
         num = u.shape[1]
-        size = min(self.chunk, max(batch_size or self.options.num_particles, 1))
+        size = min(self.chunk, batch_size or self.batch_size)
         chunks = [
             self._simulate_chunk(part, k, size)
             for part, k in zip(self._split(u), self._chunk_keys(keys, num), strict=True)
@@ -300,6 +303,22 @@ class Engine:
         return contains_loop(self.problem.simulate, u, random.key(0))
 
     @cached_property
+    def batch_size(self) -> int:
+        """Simulations that run side by side where memory would allow for any number.
+
+        On a CPU the arrays of a loop should stay in the cache from step to step: the
+        colliculus runs 2.6 times as fast with 100 simulations a batch as with 1,000.
+        """
+        limit = self.options.num_particles
+        if jax.default_backend() == "cpu":
+            u = jnp.zeros(self.problem.num_latents)
+            each = largest_array(self.problem.simulate, u, random.key(0))
+            limit = min(limit, max(CACHE_BYTES // max(each, 1), MIN_BATCH))
+        # Rather a divisor: else a second program is compiled for what is left.
+        divisor = max(n for n in range(1, limit + 1) if self.chunk % n == 0)
+        return divisor if 2 * divisor >= limit else limit
+
+    @cached_property
     def num_operations(self) -> float:
         """Scalar operations of one simulation."""
         u = jnp.zeros(self.problem.num_latents)
@@ -317,60 +336,55 @@ class Engine:
         """
         optim = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
 
-        def loss(params: Params, u: jax.Array) -> jax.Array:
-            return -self.guide.log_prob(params, u).mean()
-
-        def step(carry, key, train, rate):  # noqa: ANN001, ANN202
-            params, state = carry
-            rows = random.randint(key, (FIT_BATCH,), 0, train.shape[0])
-            grads = jax.grad(loss)(params, train[rows])
-            good = jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)])
-            updates, new_state = optim.update(grads, state, params)
-            updates = jax.tree.map(lambda x: rate * x, updates)
-            new = optax.apply_updates(params, updates)
-            return jax.tree.map(
-                lambda a, b: jnp.where(good.all(), a, b),
-                (new, new_state),
-                (params, state),
-            )
-
         def one(params, train, held_out, key, num_chunks):  # noqa: ANN001, ANN202
-            def look(params, best, best_value):  # noqa: ANN001, ANN202
-                value = -loss(params, held_out)
-                is_better = value > best_value
-                best = jax.tree.map(
-                    lambda a, b: jnp.where(is_better, a, b), params, best
+            # Parameters travel as one vector, which compiles faster.
+            flat, unravel = ravel_pytree(params)
+
+            def loss(flat: jax.Array, u: jax.Array) -> jax.Array:
+                return -self.guide.log_prob(unravel(flat), u).mean()
+
+            def step(carry, key, rate):  # noqa: ANN001, ANN202
+                flat, state = carry
+                rows = random.randint(key, (FIT_BATCH,), 0, train.shape[0])
+                grad = jax.grad(loss)(flat, train[rows])
+                change, new_state = optim.update(grad, state, flat)
+                return jax.tree.map(
+                    lambda a, b: jnp.where(jnp.isfinite(grad).all(), a, b),
+                    (flat + rate * change, new_state),
+                    (flat, state),
                 )
+
+            def look(flat, best, best_value):  # noqa: ANN001, ANN202
+                value = -loss(flat, held_out)
+                is_better = value > best_value
+                best = jnp.where(is_better, flat, best)
                 return best, jnp.where(is_better, value, best_value)
 
             def chunk(i, carry):  # noqa: ANN001, ANN202
-                (params, state), best, best_value = carry
-                best, best_value = look(params, best, best_value)
+                (flat, state), best, best_value = carry
+                best, best_value = look(flat, best, best_value)
                 keys = random.split(random.fold_in(key, i), FIT_CHUNK)
                 rate = cosine_decay(i, num_chunks)
                 # The last look follows the last chunk: nothing is trained after it.
                 keys_used = jnp.where(i < num_chunks, FIT_CHUNK, 0)
-                params, state = lax.fori_loop(
-                    0,
-                    keys_used,
-                    lambda k, c: step(c, keys[k], train, rate),
-                    (params, state),
+                flat, state = lax.fori_loop(
+                    0, keys_used, lambda k, c: step(c, keys[k], rate), (flat, state)
                 )
-                return (params, state), best, best_value
+                return (flat, state), best, best_value
 
-            start = ((params, optim.init(params)), params, jnp.asarray(-jnp.inf))
+            start = ((flat, optim.init(flat)), flat, jnp.asarray(-jnp.inf))
             _, best, value = lax.fori_loop(0, num_chunks + 1, chunk, start)
-            return best, value
+            return unravel(best), value
 
         return jax.jit(vmap(one, in_axes=(0, 0, 0, 0, None)))
 
 
 def default_optim(options: Options) -> optax.GradientTransformation:
-    """Adam on clipped gradients, or the published Adam."""
+    """Adam on clipped gradients, or the published Adam; on one vector."""
     if options.schedule is not None:
-        return optax.adam(options.schedule.learning_rate)
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adam(options.learning_rate)
+        return optax.flatten(optax.adam(options.schedule.learning_rate))
+    return optax.flatten(
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(options.learning_rate))
     )
 
 

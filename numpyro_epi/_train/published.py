@@ -34,7 +34,7 @@ def train_published(
     schedule = runner.options.schedule
     if schedule is None:
         raise RuntimeError("The published schedule was called without one.")
-    sizes = runner.table.raw_sizes
+    sizes = runner.simulations.table.raw_sizes
     coefficient = np.full(runner.num_restarts, schedule.c0)
     previous: list[np.ndarray | None] = [None] * runner.num_restarts
     p_values: list[np.ndarray] = []
@@ -45,8 +45,8 @@ def train_published(
         )
         runner.run_epoch(stat_gradient, progress)
         num = runner.options.num_particles
-        ev, _ = runner.evaluate(runner.state.params, NUM_ESTIMATES * num)
-        devs = runner.deviations(ev.stats)
+        ev, _ = runner.simulations.evaluate(runner.state.params, NUM_ESTIMATES * num)
+        devs = runner.simulations.deviations(ev.stats)
         devs = devs.reshape(runner.num_restarts, NUM_ESTIMATES, num, -1)
         num_test = max(int(schedule.nu * num), 1)
         p_values = [
@@ -58,7 +58,9 @@ def train_published(
         runner.state = runner.state._replace(
             multipliers=runner.state.multipliers + jnp.asarray(penalty * violation)
         )
-        uniforms = np.asarray(jax.vmap(jax.random.uniform)(runner.next_keys()))
+        uniforms = np.asarray(
+            jax.vmap(jax.random.uniform)(runner.simulations.next_keys())
+        )
         for r in range(runner.num_restarts):
             norms = ((devs[r].mean(axis=1) * sizes) ** 2).sum(axis=-1)
             before = previous[r]

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax, random, vmap
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from numpyro_epi._math.constraints import Targets, deviations
@@ -297,29 +298,29 @@ def make_update(
         (_, info), grads = jax.value_and_grad(objective, has_aux=True)(
             state.params, state, key
         )
-        finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)]
-        is_good = jnp.stack(finite).all()
         updates, optim_state = optim.update(grads, state.optim_state, state.params)
+        # On flat vectors: a few operations to compile instead of a few for each array.
+        is_good = jnp.isfinite(ravel_pytree(grads)[0]).all()
+        old, unravel = ravel_pytree(state.params)
+        change = ravel_pytree(updates)[0]
         if decays:
-            factor = state.rate * cosine_decay(state.num_steps, state.horizon)
-            updates = jax.tree.map(lambda x: factor * x, updates)
-        params = optax.apply_updates(state.params, updates)
+            change *= state.rate * cosine_decay(state.num_steps, state.horizon)
+        new = jnp.where(is_good, old + change, old)
         count = state.num_steps + 1
         # Debiased at the start: the average never lags by more than it has seen.
         decay = jnp.minimum(average_decay, count / (count + 10.0))
-        average = jax.tree.map(
-            lambda a, b: decay * a + (1.0 - decay) * b, state.average, params
-        )
-        params, average, optim_state = jax.tree.map(
+        before = ravel_pytree(state.average)[0]
+        mean = jnp.where(is_good, decay * before + (1.0 - decay) * new, before)
+        optim_state = jax.tree.map(
             lambda new, old: jnp.where(is_good, new, old),
-            (params, average, optim_state),
-            (state.params, state.average, state.optim_state),
+            optim_state,
+            state.optim_state,
         )
         running = blend(state.running, info.violation, objective.rate)
         state = state._replace(
             running=jnp.where(jnp.isfinite(running).all(), running, state.running),
-            params=params,
-            average=average,
+            params=unravel(new),
+            average=unravel(mean),
             optim_state=optim_state,
             rng_key=next_key,
             num_steps=count,

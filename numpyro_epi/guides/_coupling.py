@@ -1,13 +1,12 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What all flows share: a density in one pass, and the coupling of coordinates.
+"""What all flows share: a density in one pass, and who moves whom.
 
 Along which function a coordinate moves is left to the guides.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 import jax
@@ -17,8 +16,6 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 from numpyro.distributions.util import validate_sample
-
-from ._conditioner import Activation, Network, apply_network
 
 # Halvings of the coordinates among which the most even one is chosen.
 NUM_HALVINGS = 50
@@ -97,72 +94,14 @@ class ElementwiseMap(Protocol):
         """Return the x with f(x) = y, and log dx/dy, as `forward` does."""
 
 
-class Coupling(FlowLayer):
-    r"""Moves some coordinates one by one, in a way that the others determine.
-
-    .. math:: y_a = x_a, \qquad y_b = f(x_b; \theta(x_a)),
-        \qquad \log |\det dy/dx| = \sum_b \log f'(x_b; \theta(x_a))
-
-    for a partition a (`kept`), b (`moved`) of the coordinates, a family of increasing
-    functions f and a network :math:`\theta`. Either way costs one pass of the network.
-
-    Args:
-        network: Parameters of the network.
-        function: The family f.
-        kept: Indices of the coordinates that stay. If there are none, theta is learned
-            without a network.
-        moved: Indices of the others.
-        activation: Nonlinearity of the network.
-
-    References:
-        Dinh, Sohl-Dickstein and Bengio, Density estimation using Real NVP, 2017,
-        arXiv:1605.08803, equations 4 to 8.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        function: ElementwiseMap,
-        kept: tuple[int, ...],
-        moved: tuple[int, ...],
-        *,
-        activation: Activation = jax.nn.silu,
-    ) -> None:
-        self.network = network
-        self.function = function
-        self.kept = kept
-        self.moved = moved
-        self.activation = activation
-
-    def call_with_intermediates(self, x: jax.Array) -> Pair:
-        return self._apply(self.function.forward, x)
-
-    def inverse_with_log_det(self, y: jax.Array) -> Pair:
-        return self._apply(self.function.inverse, y)
-
-    def _apply(self, function: Callable[..., Pair], x: jax.Array) -> Pair:
-        kept, moved = x[..., np.array(self.kept, int)], x[..., np.array(self.moved)]
-        theta = apply_network(self.network, kept, self.activation)
-        theta = theta.reshape(*theta.shape[:-1], len(self.moved), -1)
-        y, log_slope = function(moved, theta)
-        order = np.argsort(self.kept + self.moved)
-        y = jnp.concatenate([kept, y], axis=-1)[..., order]
-        return y, jnp.broadcast_to(log_slope, moved.shape).sum(-1)
-
-    def tree_flatten(self) -> tuple:
-        names = "function", "kept", "moved", "activation"
-        static = {name: getattr(self, name) for name in names}
-        return (self.network,), (("network",), static)
-
-
 def partitions(latent_dim: int, num_layers: int) -> list[Partition]:
     """Who is kept and who is moved in each layer.
 
     Layers come in pairs: the second moves what the first one kept, so that any three
     consecutive layers move every coordinate. Each pair halves the coordinates anew, so
     that coordinates which were together in one pair are apart in the next where that is
-    possible, and never moves first what was moved last. A single coordinate is moved in
-    each layer.
+    possible, and never moves first what was moved last. All first layers keep as many
+    coordinates, and so do all second ones. A single coordinate is moved in each layer.
 
     Args:
         latent_dim: Number of coordinates, D.
@@ -184,8 +123,9 @@ def partitions(latent_dim: int, num_layers: int) -> list[Partition]:
         meetings = [(together * (s[:, None] == s)).sum() for s in sides]
         side = sides[int(np.argmin(meetings))]
         together += side[:, None] == side
-        halves = [tuple(np.flatnonzero(s == side[0]).tolist()) for s in (side, ~side)]
-        first, second = halves
+        if latent_dim % 2 == 0 and not side[0]:
+            side = ~side
+        first, second = (tuple(np.flatnonzero(s).tolist()) for s in (side, ~side))
         if found and found[-1] == (first, second):
             first, second = second, first
         found += [(first, second), (second, first)]

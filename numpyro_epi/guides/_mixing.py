@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from ._affine import Affine, cap
-from ._coupling import FlowLayer, Pair
 
 # {"matrix": (D, D), "shift": (D,)}; the triangles of the matrix are those of L and U.
 Mixing: TypeAlias = dict[str, jax.Array]
@@ -28,55 +27,53 @@ def init_mixing(latent_dim: int) -> Mixing:
     }
 
 
-class LinearMixing(FlowLayer):
-    r"""An invertible linear map, by its triangular factors.
+def mixing_matrix(params: Mixing) -> jax.Array:
+    r"""The matrix W = L U of an invertible linear map, from its triangular factors.
 
-    .. math:: y = L U x + t, \qquad \log |\det dy/dx| = \sum_i \log U_{ii},
-
-    with L unit lower triangular and the diagonal of U positive, so that the map is
+    L is unit lower triangular and the diagonal of U positive, so that the map is
     invertible whatever its parameters. `log U_ii` is softly capped like the log-scales
     of `Affine`.
 
     Args:
         params: From `init_mixing`; zero for the identity.
 
+    Returns:
+        W, shape (D, D).
+
     References:
         Kingma and Dhariwal, Glow: generative flow with invertible 1x1 convolutions,
         2018, arXiv:1807.03039, equation 10 (without its fixed permutation).
     """
-
-    def __init__(self, params: Mixing) -> None:
-        self.params = params
-
-    def _factors(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """L, U and the log of the diagonal of U."""
-        matrix = self.params["matrix"]
-        log_diagonal = cap(jnp.diagonal(matrix), Affine.max_log_scale)
-        lower = jnp.tril(matrix, -1) + jnp.eye(len(matrix), dtype=matrix.dtype)
-        return (
-            lower,
-            jnp.triu(matrix, 1) + jnp.diag(jnp.exp(log_diagonal)),
-            log_diagonal,
-        )
-
-    def call_with_intermediates(self, x: jax.Array) -> Pair:
-        lower, upper, log_diagonal = self._factors()
-        y = _product(x, _product(lower, upper).T) + self.params["shift"]
-        return y, jnp.broadcast_to(log_diagonal.sum(), x.shape[:-1])
-
-    def inverse_with_log_det(self, y: jax.Array) -> Pair:
-        lower, upper, log_diagonal = self._factors()
-        # One small inverse, then products: faster than solving for each draw.
-        eye = jnp.eye(len(lower), dtype=lower.dtype)
-        inverse = solve_triangular(lower, eye, lower=True, unit_diagonal=True)
-        inverse = solve_triangular(upper, inverse)
-        x = _product(y - self.params["shift"], inverse.T)
-        return x, jnp.broadcast_to(-log_diagonal.sum(), y.shape[:-1])
-
-    def tree_flatten(self) -> tuple:
-        return (self.params,), (("params",), {})
+    return product(*_factors(params))
 
 
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+def inverse_matrix(params: Mixing) -> jax.Array:
+    """The inverse of W, shape (D, D).
+
+    One small inverse, then products: faster than solving for each draw.
+    """
+    lower, upper = _factors(params)
+    eye = jnp.eye(len(lower), dtype=lower.dtype)
+    inverse = solve_triangular(lower, eye, lower=True, unit_diagonal=True)
+    return solve_triangular(upper, inverse)
+
+
+def log_determinant(params: Mixing) -> jax.Array:
+    """Log of the determinant of W."""
+    return _log_diagonal(params).sum()
+
+
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
     """Matrix product in full precision: else a GPU would round to 10 bits."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _factors(params: Mixing) -> tuple[jax.Array, jax.Array]:
+    """L and U."""
+    matrix = params["matrix"]
+    lower = jnp.tril(matrix, -1) + jnp.eye(len(matrix), dtype=matrix.dtype)
+    return lower, jnp.triu(matrix, 1) + jnp.diag(jnp.exp(_log_diagonal(params)))
+
+
+def _log_diagonal(params: Mixing) -> jax.Array:
+    return cap(jnp.diagonal(params["matrix"]), Affine.max_log_scale)

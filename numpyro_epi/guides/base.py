@@ -23,7 +23,6 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.transforms import (
     AffineTransform,
     ComposeTransform,
-    Transform,
     UnpackTransform,
 )
 from numpyro.infer.autoguide import AutoContinuous
@@ -32,16 +31,11 @@ from numpyro.infer.initialization import init_to_uniform
 from .._sites import Latent, find_latents, sample_unconstrained
 from .._typing import Message, Model
 from ._conditioner import Activation, Network, init_networks
-from ._coupling import (
-    Coupling,
-    ElementwiseMap,
-    FlowDistribution,
-    Partition,
-    partitions,
-)
+from ._coupling import ElementwiseMap, FlowDistribution, Partition, partitions
 from ._distributions import StandardNormal
-from ._mixing import LinearMixing, Mixing, init_mixing
+from ._mixing import init_mixing
 from ._prior import Base, make_base
+from ._stack import CouplingStack, stack_layers
 
 # Layers by default, and from so many latent coordinates on.
 NUM_FLOWS, DEEP_FLOWS, DEEP_LATENTS = 6, 12, 8
@@ -137,8 +131,12 @@ class AutoFlow(AutoContinuous):
         return DEEP_FLOWS if self.latent_dim >= DEEP_LATENTS else NUM_FLOWS
 
     @abstractmethod
-    def _get_functions(self) -> list[ElementwiseMap]:
-        """For each layer, the functions along which it moves coordinates."""
+    def _get_function(self) -> ElementwiseMap:
+        """The functions along which layers move coordinates."""
+
+    @property
+    def _num_layers(self) -> int:
+        return self.num_flows
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         # Instead of NumPyro's set-up, which simulates and differentiates the model.
@@ -184,44 +182,39 @@ class AutoFlow(AutoContinuous):
 
     def _init_flow(self, rng_key: jax.Array) -> dict[str, list]:
         """Parameters of all layers: linear maps, and networks of the couplings."""
-        num_layers = len(self._get_functions()) if self._mixes else 0
-        mixings = [init_mixing(self.latent_dim) for _ in range(num_layers)]
-        return {"mixings": mixings, "networks": self._init_networks(rng_key)}
+        mixings = [init_mixing(self.latent_dim)] * self._num_layers
+        return {
+            "mixings": stack_layers(mixings) if self._mixes else [],
+            "networks": stack_layers(self._init_networks(rng_key)),
+        }
 
     @property
     def _mixes(self) -> bool:
         return self.mixing and self.latent_dim > 1
 
     def _init_networks(self, rng_key: jax.Array) -> list[Network]:
-        layers = zip(self._get_functions(), self._get_partitions(), strict=True)
+        num_parameters = self._get_function().num_parameters
         sizes = tuple(
-            (len(kept), *self.hidden_dims, len(moved) * function.num_parameters)
-            for function, (kept, moved) in layers
+            (len(kept), *self.hidden_dims, len(moved) * num_parameters)
+            for kept, moved in self._get_partitions()
         )
         return init_networks(rng_key, sizes)
 
     def _get_partitions(self) -> list[Partition]:
-        return partitions(self.latent_dim, len(self._get_functions()))
+        return partitions(self.latent_dim, self._num_layers)
 
     def _get_posterior(self) -> FlowDistribution:
         name = f"{self.prefix}_flow$params"
         flow = numpyro.param(name, self._init_flow)
-        mixings: list[Mixing | None] = flow["mixings"] or [None] * len(flow["networks"])
-        layers: list[Transform] = []
-        for mixing, network, function, (kept, moved) in zip(
-            mixings,
+        stack = CouplingStack(
             flow["networks"],
-            self._get_functions(),
-            self._get_partitions(),
-            strict=True,
-        ):
-            if mixing is not None:
-                layers.append(LinearMixing(mixing))
-            layers.append(
-                Coupling(network, function, kept, moved, activation=self.nonlinearity)
-            )
-        layers.append(AffineTransform(self._base.loc, self._base.scale))
-        return FlowDistribution(self.get_base_dist(), layers)
+            flow["mixings"],
+            self._get_function(),
+            tuple(self._get_partitions()),
+            activation=self.nonlinearity,
+        )
+        to_base = AffineTransform(self._base.loc, self._base.scale)
+        return FlowDistribution(self.get_base_dist(), [stack, to_base])
 
     def get_base_dist(self) -> dist.Distribution:
         return self._base.standard

@@ -67,5 +67,5 @@ class AutoNeuralSpline(AutoFlow):
         self.bound = float(bound)
         super().__init__(model, **options)
 
-    def _get_functions(self) -> list[ElementwiseMap]:
-        return [RationalQuadratic(self.num_bins, self.bound)] * self.num_flows
+    def _get_function(self) -> ElementwiseMap:
+        return RationalQuadratic(self.num_bins, self.bound)

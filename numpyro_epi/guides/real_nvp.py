@@ -51,7 +51,11 @@ class AutoRealNVP(AutoFlow):
         arXiv:1605.08803, equations 7 and 8.
     """
 
-    def _get_functions(self) -> list[ElementwiseMap]:
+    def _get_function(self) -> ElementwiseMap:
         if self.latent_dim == 1:
-            return [Bends(BENDS_PER_FLOW * self.num_flows)]
-        return [Affine()] * self.num_flows
+            return Bends(BENDS_PER_FLOW * self.num_flows)
+        return Affine()
+
+    @property
+    def _num_layers(self) -> int:
+        return 1 if self.latent_dim == 1 else self.num_flows

@@ -44,8 +44,8 @@ class NoExactInverse(Affine):
 
 def broken_guide(function):
     class Broken(AutoRealNVP):
-        def _get_functions(self):
-            return [function()] * self.num_flows
+        def _get_function(self):
+            return function()
 
     return Broken(latents(3), num_flows=3, hidden_dims=(8,))
 

@@ -1,0 +1,207 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""How a run comes near its targets before the first epoch.
+
+By importance sampling from the prior on, if that leads there (`adaptive`); else by
+targets that move (`steer`), and importance sampling as soon as the guide is near.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_epi._math.dual import solve_dual
+from numpyro_epi._train.adaptive import AdaptiveSampler
+from numpyro_epi._train.engine import Engine, Evaluation
+from numpyro_epi._train.pilot import GradientHealth, choose_gradient
+from numpyro_epi._train.simulations import Simulations
+from numpyro_epi._train.state import EPIState, choose_restarts
+from numpyro_epi._train.steer import Way, steer
+from numpyro_epi._train.warm_start import WarmStart
+
+# Factor of the learning rate after a complete warm start. Not with one latent, whose
+# flow has no networks: lone parameters move slowly as it is.
+WARM_RATE = 0.5
+
+
+class Approach:
+    """Warm start, catching up on it later, and the way from afar.
+
+    Args:
+        engine: compiled functions.
+        simulations: of the run.
+
+    Attributes:
+        sampler: pools of simulated draws.
+        starts: how the warm start of each restart ended; empty before, None without.
+        bounds: estimated maximum of each restart's score, shape (R,): NaN if unknown,
+            infinite if the targets are far.
+    """
+
+    def __init__(self, engine: Engine, simulations: Simulations) -> None:
+        self.engine = engine
+        self.options = engine.options
+        self.problem = engine.problem
+        self.simulations = simulations
+        self.num_restarts = self.options.num_restarts
+        self.sampler = AdaptiveSampler(
+            engine, simulations.simulate_pool, simulations.next_keys
+        )
+        self.starts: list[Any] = []
+        self.bounds = np.full(self.num_restarts, np.nan)
+
+    @property
+    def wants_warm_start(self) -> bool:
+        """Whether to try one."""
+        if self.options.warm_start is False or self.options.schedule is not None:
+            return False
+        is_possible = (
+            self.engine.guide.has_fast_density and self.problem.can_sample_prior
+        )
+        if self.options.warm_start is True and not is_possible:
+            raise ValueError(
+                "`warm_start=True` needs a guide with a fast density and latents with "
+                f"proper priors, which {self.engine.guide.name} on this model has not. "
+                "Use `numpyro_epi.guides.AutoRealNVP`, or `warm_start='auto'`."
+            )
+        return is_possible
+
+    def warm_start(self, state: EPIState) -> EPIState:
+        """Adaptive importance sampling; restarts that fail keep an untrained guide."""
+        if not self.wants_warm_start:
+            self.starts = [None] * self.num_restarts
+            return state
+        found = self.sampler.start()
+        params, found, num_rounds = self.sampler.rounds(state.params, found)
+        num = self.simulations.seen.num_simulations
+        self.starts = [
+            WarmStart(solution, distance, num_rounds, num)
+            for solution, distance in found
+        ]
+        return self._start_state(state, params, self.starts)
+
+    def catch_up(self, state: EPIState, ev: Evaluation) -> EPIState | None:
+        """A warm start from the guide, where there was none from the prior.
+
+        Once training has brought the guide near enough for its draws to be reweighted
+        to the targets, the rounds go on from there, and training starts afresh.
+
+        Args:
+            state: after an epoch.
+            ev: draws of the averaged guide.
+
+        Returns:
+            The state to go on from, or None if no restart can catch up.
+        """
+        late = [
+            r
+            for r, start in enumerate(self.starts)
+            if start is not None and not start.is_complete and self._can_reweight(ev, r)
+        ]
+        if not late:
+            return None
+        found = [(start.solution, start.distance) for start in self.starts]
+        found = self.sampler.round(state.average, found)
+        late = [r for r in late if found[r][1] == 0.0]
+        if not late:
+            return None
+        params, found, num_rounds = self.sampler.rounds(state.average, found)
+        for r in late:
+            self.starts[r] = WarmStart(
+                *found[r], num_rounds, self.simulations.seen.num_simulations
+            )
+        fresh = self.engine.init_state(state.rng_key, self.simulations.table.targets)
+        fresh = self._start_state(fresh, params, self.starts)
+        is_new = np.isin(np.arange(self.num_restarts), late)
+        state = choose_restarts(is_new, fresh, state, keep=("rng_key", "pool"))
+        return state._replace(pool=fresh.pool)
+
+    def _can_reweight(self, ev: Evaluation, r: int) -> bool:
+        """Whether draws of one restart have weights that meet all targets."""
+        is_valid = np.isfinite(ev.stats[r]).all(axis=-1)
+        log_w = ev.log_prior[r] + ev.log_likelihood[r] - ev.log_q[r]
+        log_w = np.where(is_valid & np.isfinite(log_w), log_w, -np.inf)
+        if not np.isfinite(log_w).any():
+            return False
+        solution = solve_dual(log_w, self.simulations.deviations(ev.stats[r]))
+        return solution.residual < 0.05 and solution.ess >= self.sampler.min_ess
+
+    def _start_state(
+        self, state: EPIState, params: Any, starts: list[WarmStart]
+    ) -> EPIState:
+        """State at the end of the warm start."""
+        complete = np.array([s.is_complete for s in starts])
+        anchor = np.where(complete, self.options.anchor, 0.0)
+        rate = WARM_RATE if self.problem.num_latents > 1 else 1.0
+        multipliers, pool, bounds = self.sampler.anchor(
+            [(s.solution, s.distance) for s in starts],
+            self.simulations.simulate_many if self.simulations.is_noisy else None,
+        )
+        if self.options.anchor == 0.0:
+            pool = pool[:, :0]  # no step shall pay for it
+        self.bounds = np.where(complete, bounds, np.nan)
+        return state._replace(
+            params=params,
+            average=params,
+            cover=params,
+            optim_state=self.engine.init_optim(params),
+            multipliers=jnp.asarray(multipliers, float),
+            pool=pool,
+            anchor=jnp.asarray(anchor, float),
+            rate=jnp.asarray(np.where(complete, rate, 1.0), float),
+        )
+
+    def steer(self, state: EPIState, stat_gradient: str) -> EPIState:
+        """Without a complete warm start, lead the guide to its targets gradually."""
+        if self.options.schedule is not None:
+            return state
+        ev, scores = self.simulations.evaluate(
+            state.params, self.options.num_evaluation // 4
+        )
+        violation = np.stack([s.violation for s in scores])
+        complete = np.array([s is not None and s.is_complete for s in self.starts])
+        is_far = ~complete & (np.abs(violation) >= 1.0).any(axis=1)
+        state = state._replace(running=jnp.asarray(violation, float))
+        if not is_far.any():
+            return state
+        if is_far.all():  # draws of weight zero: no step shall pay for them
+            state = state._replace(pool=state.pool[:, :0])
+        table = self.simulations.table
+        way = Way.from_stats(ev.stats, table.mean, table.scale, table.has_var)
+        state = state._replace(
+            running=jnp.where(is_far[:, None], 0.0, state.running),
+            multipliers=jnp.where(is_far[:, None], 0.0, state.multipliers),
+        )
+        # There are no simulated draws to replay yet.
+        gradient = "score" if stat_gradient == "replay" else stat_gradient
+        state, num_steps = steer(self.engine, state, way, is_far, gradient)
+        self.simulations.num_simulations += (
+            num_steps * self.options.num_particles * self.num_restarts
+        )
+        if self.wants_warm_start:
+            # Not even importance sampling led there: unless it still does, take time.
+            self.bounds = np.where(is_far, np.inf, self.bounds)
+        return state
+
+    def choose_gradient(self, state: EPIState, pilot_u: np.ndarray) -> GradientHealth:
+        """Look at the statistics where the guide is now."""
+        if self.wants_warm_start:
+            keys = self.simulations.next_keys()
+            u = self.engine.draws(state.params, keys, 2000)[0][0]
+        else:
+            u = pilot_u[0]
+        return choose_gradient(
+            self.problem,
+            self.engine.pilot,
+            u,
+            self.simulations.table.targets,
+            self.simulations.next_keys()[0],
+            requested=self.options.stat_gradient,
+            has_loop=self.engine.has_loop,
+            num_operations=self.engine.num_operations,
+            can_score=self.engine.guide.has_fast_density,
+            can_replay=all(s is not None and s.is_complete for s in self.starts),
+            masks_invalid=self.options.on_invalid == "mask",
+        )

@@ -1,0 +1,186 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The simulations of one run: their keys, their number, which failed, and averages."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import random
+
+from numpyro_epi._math.constraints import deviations
+from numpyro_epi._math.convergence import violation_with_error
+from numpyro_epi._train.engine import Engine, Evaluation, split_keys, to_numpy
+from numpyro_epi._train.records import Scores
+from numpyro_epi._train.schedule import is_met
+from numpyro_epi._train.status import (
+    InvalidStatisticError,
+    SeenRange,
+    first_invalid_label,
+)
+from numpyro_epi._train.warm_start import Pool
+
+# Simulations of each anchor draw where statistics are noisy.
+NUM_REPEATS = 16
+# Of the evaluation draws, where a heavy tail calls for more.
+MAX_EVALUATION_FACTOR = 4
+
+
+class Simulations:
+    """Everything that simulates, in one run of an engine.
+
+    Args:
+        engine: compiled functions.
+        rng_key: key of the run.
+
+    Attributes:
+        table: constraints, with scales from `pilot` where no variance gives one.
+        seen: range of the statistics so far.
+        num_simulations: how many there were.
+        is_noisy: whether statistics differ from one simulation to the next.
+    """
+
+    def __init__(self, engine: Engine, rng_key: jax.Array) -> None:
+        self.engine = engine
+        self.options = engine.options
+        self.problem = engine.problem
+        self.table = engine.problem.table
+        self.has_var = self.table.has_var
+        self.num_restarts = self.options.num_restarts
+        self.keys = random.split(rng_key, self.num_restarts)
+        self.seen = SeenRange(self.table.num_statistics)
+        self.num_simulations = 0
+        self.is_noisy = False
+
+    def next_keys(self) -> jax.Array:
+        """Fresh keys, one for each restart."""
+        self.keys, keys = split_keys(self.keys, 2)
+        return keys
+
+    def deviations(self, stats: np.ndarray) -> np.ndarray:
+        """T of statistics (..., S) on the host, zero where they are not finite."""
+        good = np.isfinite(stats).all(axis=-1, keepdims=True)
+        devs = deviations(
+            jnp.asarray(np.where(good, stats, 0.0)), self.table.targets, self.has_var
+        )
+        return np.where(good, np.asarray(devs), 0.0)
+
+    def note(self, u: np.ndarray, log_lik: np.ndarray, stats: np.ndarray) -> np.ndarray:
+        """Count simulations of shape (R, n, ...); raise or return their validity."""
+        is_valid = np.isfinite(stats).all(axis=-1) & np.isfinite(log_lik)
+        self.num_simulations += is_valid.size
+        self.seen.add(stats.reshape(-1, stats.shape[-1]))
+        if is_valid.all():
+            return is_valid
+        if self.options.on_invalid == "raise" or not is_valid.any():
+            where = tuple(np.argwhere(~is_valid)[0])
+            latents = to_numpy(self.problem.constrain(jnp.asarray(u[where]))[0])
+            label = first_invalid_label(self.table, stats[where])
+            raise InvalidStatisticError(label, float(1.0 - is_valid.mean()), latents)
+        return is_valid
+
+    # -- pools ------------------------------------------------------------------------
+
+    def pilot(self) -> np.ndarray:
+        """Prior draws: are they valid, noisy, and what is the scale of the statistics?
+
+        Returns:
+            Draws u, shape (R, n, D).
+        """
+        num = min(2000, self.options.warm_start_size)
+        u = self.engine.prior_draws(self.next_keys(), num)
+        sim = self.engine.simulate(u, self.next_keys())
+        is_valid = self.note(u, sim.log_likelihood, sim.stats)
+        self.table = self.table.with_scale(sim.stats[is_valid])
+        if self.problem.uses_random_keys:
+            again = self.engine.simulate(u, self.next_keys())
+            self.num_simulations += is_valid.size
+            both = np.isfinite(again.stats) & np.isfinite(sim.stats)
+            differs = again.stats != sim.stats
+            self.is_noisy = bool((differs & both).any())
+        return u
+
+    def simulate_pool(self, u: np.ndarray) -> Pool:
+        """Simulate draws of all restarts; the result has a leading axis R.
+
+        Noisy statistics are averaged over two simulations of each draw.
+        """
+        return self._simulate_repeatedly(u, 2 if self.is_noisy else 1)[0]
+
+    def simulate_many(self, u: np.ndarray) -> tuple[Pool, np.ndarray]:
+        """The same with many simulations, and the covariance of their averages."""
+        pool, devs = self._simulate_repeatedly(u, NUM_REPEATS)
+        centred = devs - pool.deviations
+        scale = NUM_REPEATS * (NUM_REPEATS - 1)
+        return pool, np.einsum("srnj,srnk->rnjk", centred, centred) / scale
+
+    def _simulate_repeatedly(
+        self, u: np.ndarray, num_repeats: int
+    ) -> tuple[Pool, np.ndarray]:
+        """Averages over simulations, and T of each, shape (num_repeats, R, n, K)."""
+        sims, is_valid = [], np.ones(u.shape[:-1], bool)
+        for _ in range(num_repeats):
+            sim = self.engine.simulate(u, self.next_keys())
+            sims.append(sim)
+            is_valid &= self.note(u, sim.log_likelihood, sim.stats)
+        devs = np.stack([self.deviations(sim.stats) for sim in sims])
+        log_lik = np.mean([sim.log_likelihood for sim in sims], axis=0)
+        return Pool(u, sims[0].log_prior, log_lik, devs.mean(0), is_valid), devs
+
+    # -- draws of the guide -----------------------------------------------------------
+
+    def evaluate(self, params: Any, num: int) -> tuple[Evaluation, list[Scores]]:
+        """Draws of the guide, simulated, and their moments for each restart."""
+        ev = self.engine.evaluate(params, self.next_keys(), num)
+        self.note(ev.u, ev.log_likelihood, ev.stats)
+        return ev, self.scores(ev)
+
+    def scores(self, ev: Evaluation) -> list[Scores]:
+        """Moments of each restart's draws; over those that could be simulated."""
+        is_valid = np.isfinite(ev.stats).all(axis=-1) & np.isfinite(ev.log_likelihood)
+        devs = self.deviations(ev.stats)
+        scores = []
+        for r in range(self.num_restarts):
+            rows = is_valid[r]
+            share = float(rows.mean())
+            if not rows.any():
+                scores.append(Scores.failed(self.table.num_constraints))
+                continue
+            violation, error = violation_with_error(devs[r][rows])
+            log_q = ev.log_q[r][rows] - np.log(share)
+            scores.append(
+                Scores(
+                    entropy=float(np.mean(ev.log_det[r][rows] - log_q)),
+                    divergence=float(np.mean(log_q - ev.log_prior[r][rows])),
+                    log_likelihood=float(np.mean(ev.log_likelihood[r][rows])),
+                    violation=violation,
+                    violation_error=error,
+                    invalid=1.0 - share,
+                )
+            )
+        return scores
+
+    def evaluate_finally(
+        self, params: Any, *, is_decided: bool
+    ) -> tuple[Evaluation, list[Scores]]:
+        """Evaluation draws, doubled while only their number stands against a verdict.
+
+        A violation within the tolerance whose standard error is too large to show it
+        (heavy tails) deserves more draws, up to `MAX_EVALUATION_FACTOR` times as many.
+        """
+        ev, scores = self.evaluate(params, self.options.num_evaluation)
+        limit = MAX_EVALUATION_FACTOR * self.options.num_evaluation
+        while not is_decided and ev.u.shape[1] < limit:
+            best = min(scores, key=lambda s: float(np.abs(s.violation).max()))
+            is_small = np.abs(best.violation).max() <= self.options.tolerance
+            if is_met(best, self.options).all() or not is_small:
+                break
+            more = self.engine.evaluate(params, self.next_keys(), ev.u.shape[1])
+            self.note(more.u, more.log_likelihood, more.stats)
+            ev = Evaluation(
+                *(np.concatenate(pair, axis=1) for pair in zip(ev, more, strict=True))
+            )
+            scores = self.scores(ev)
+        return ev, scores

@@ -1,0 +1,77 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a run says of its last draws: multipliers, status and message."""
+
+import numpy as np
+
+from numpyro_epi._math.dual import DualSolution
+from numpyro_epi._train.adaptive import AdaptiveSampler
+from numpyro_epi._train.engine import Evaluation
+from numpyro_epi._train.records import Scores
+from numpyro_epi._train.schedule import is_met
+from numpyro_epi._train.simulations import Simulations
+from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.status import EPIStatus
+from numpyro_epi._train.warm_start import Pool
+
+# Effective sample size below which multipliers from a pool are not trusted.
+MIN_DUAL_ESS = 1000.0
+
+
+def final_duals(
+    simulations: Simulations, sampler: AdaptiveSampler, state: EPIState, ev: Evaluation
+) -> list[DualSolution | None]:
+    """Exact multipliers from pool and evaluation draws, where that can be trusted.
+
+    With noisy statistics E[T | z] is not known draw by draw, and a tilt by single
+    simulations is another law: None.
+    """
+    none: list[DualSolution | None] = [None] * simulations.num_restarts
+    if simulations.is_noisy or not sampler.pools:
+        return none
+    new = Pool(
+        np.asarray(ev.u),
+        ev.log_prior,
+        ev.log_likelihood,
+        simulations.deviations(ev.stats),
+        np.isfinite(ev.stats).all(axis=-1),
+    )
+    start = [(np.asarray(m, np.float64), 0.0) for m in state.multipliers]
+    sampler.add(
+        new,
+        [lambda u: simulations.engine.log_q(state.average, u)],
+        [ev.u.shape[1]],
+    )
+    return [
+        solution if distance == 0.0 else None
+        for solution, distance in sampler.solve(start, MIN_DUAL_ESS)
+    ]
+
+
+def verdict(simulations: Simulations, scores: Scores) -> tuple[EPIStatus, str]:
+    """Status of one restart from its final draws."""
+    options = simulations.options
+    good = is_met(scores, options)
+    if good.all():
+        return EPIStatus.CONVERGED, (
+            f"All {good.size} constraints are met within {options.tolerance:g} "
+            "scaled units."
+        )
+    problem = simulations.seen.unreachable(simulations.table)
+    if problem is not None:
+        return EPIStatus.UNREACHABLE, problem
+    if scores.invalid == 1.0:
+        return EPIStatus.NOT_CONVERGED, (
+            "None of the draws can be simulated. Use more restarts, or restrict "
+            "the prior to latents whose simulation is finite."
+        )
+    bound = np.abs(scores.violation) + options.z_score * scores.violation_error
+    worst = int(np.argmax(bound))
+    return EPIStatus.NOT_CONVERGED, (
+        f"The {simulations.table.labels[worst]} is off by "
+        f"{scores.violation[worst]:+.3g} +- {scores.violation_error[worst]:.2g} scaled "
+        f"units (tolerance {options.tolerance:g}). Train longer (`num_epochs`, "
+        "`num_steps`, `num_particles`), use a more flexible guide, or ask whether the "
+        "model can have this mean and variance at once."
+    )
