@@ -118,7 +118,7 @@ def draw_bend(ax, z):
     )
     ax.set(
         ylim=(-1, 1),
-        xlabel="sW, in bins",
+        xlabel="self connection sW, in bins",
         ylabel="correlation of sW and hW",
         title="The correlation changes sign (bars: 2 errors)",
     )
@@ -206,7 +206,7 @@ def plot_silencing(found: Silencing):
     axes[0].axhline(50, color=BLACK, lw=0.7, ls=":")
     axes[0].legend()
     axes[0].set(
-        xlabel="silencing $\\gamma$, late in the delay",
+        xlabel="share of activity silenced late in the delay, $\\gamma$",
         ylabel="rise of the error (points)",
         title=f"{found.found['all'].shape[1]} draws of the distribution",
     )
@@ -225,7 +225,7 @@ def plot_silencing(found: Silencing):
     axes[1].axvline(0.675, color=BLACK, lw=0.7, ls=":")
     axes[1].legend(loc="upper left")
     axes[1].set(
-        xlabel="silencing $\\gamma$ (dotted: 0.675)",
+        xlabel="share of activity silenced, $\\gamma$ (dotted: 0.675)",
         ylabel="rise of the Anti error (points)",
         title="Regime 1 suffers first",
     )

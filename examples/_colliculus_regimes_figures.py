@@ -70,7 +70,7 @@ def draw_entries(ax, path):
                 label=name if law == "flow" else None,
             )
     ax.set(
-        xlabel="sW, held",
+        xlabel="self connection sW, held",
         ylabel="entry of v1",
         title="v1 turns (solid: flow, dotted: exact law)",
         ylim=(-1.05, 1.45),
@@ -122,7 +122,7 @@ def draw_ends(ax, lines, direction):
         )
     for regime, (_, value) in REGIMES.items():
         ax.axvline(value, color=REGIME_COLORS[regime], lw=0.8, ls=":")
-    ax.set_xlabel("sW of the mode (dotted: regimes 1, 2)")
+    ax.set_xlabel("self connection sW of the mode (dotted: regimes 1, 2)")
 
 
 def plot_silenced(found):
@@ -170,7 +170,7 @@ def draw_errors(ax, found):
             )
     ax.legend(fontsize=8)
     ax.set(
-        xlabel="sW of the nearest mode",
+        xlabel="self connection sW of the nearest mode",
         ylabel="mean error (%)",
         title="Only negative sW suffers at $\\gamma$ = 0.675",
     )
@@ -194,7 +194,7 @@ def draw_correlations(ax, found):
     ax.legend(fontsize=8, loc="upper left")
     ax.set(
         ylim=(None, 1.4),
-        xlabel="sW of the nearest mode",
+        xlabel="self connection sW of the nearest mode",
         ylabel="correlation with the Anti error",
         title="What protects the Anti task",
     )

@@ -19,8 +19,8 @@ that can do both, with choices that are sometimes wrong:
     accuracy in the Pro task    0.75 +- 0.075
     accuracy in the Anti task   0.75 +- 0.075
 
-each averaged over 200 trials. The script runs the inference, prints the paper's claims
-beside our numbers, and writes
+each averaged over 200 trials. The script runs the inference, or reads a saved one
+(`--result FILE`), prints the paper's claims beside our numbers, and writes
 
     colliculus_distribution.png    connections that have the property, and its modes
     colliculus_perturbations.png   accuracies when connections move away from two modes
@@ -57,7 +57,7 @@ from _colliculus import (
     task_claim,
 )
 from _colliculus_figures import plot_distribution, plot_perturbations, plot_silencing
-from _script import infer, parser, save
+from _script import infer_or_load, parser, save
 
 from numpyro_epi.circuits import colliculus
 
@@ -264,7 +264,7 @@ def speed_claim(found):
 
 def main(args):
     keys = jax.random.split(jax.random.key(args.key), 6)
-    result = infer(colliculus.model, args, keys[0])
+    result = infer_or_load(colliculus.model, args, keys[0])
     modes = find_modes(result)
     curves = {r: perturb(modes[v], keys[1]) for r, (_, v) in REGIMES.items()}
     found = Findings(
@@ -288,6 +288,7 @@ def main(args):
 
 def parse_args(argv=None):
     arguments = parser("Which connections let a circuit switch between two tasks?")
+    arguments.add_argument("--result", help="file of a saved result, not to infer")
     arguments.add_argument(
         "--num-brute-force", type=int, default=200_000, help="draws of the prior"
     )

@@ -86,13 +86,13 @@ JUMPS = ("rule_end", "light_end", "silencing_start", "silencing_end")
 
 # Names and units of latents and statistics in figures, for `plotting`.
 LABELS = {
-    "z[0]": ("sW", ""),
-    "z[1]": ("vW", ""),
-    "z[2]": ("hW", ""),
-    "z[3]": ("dW", ""),
+    "z[0]": ("sW (self)", ""),
+    "z[1]": ("vW (same side)", ""),
+    "z[2]": ("hW (same task)", ""),
+    "z[3]": ("dW (diagonal)", ""),
     "pro_accuracy": ("Pro accuracy", ""),
     "anti_accuracy": ("Anti accuracy", ""),
-    "silencing": (r"silencing $\gamma$", ""),
+    "silencing": (r"share of activity silenced, $\gamma$", ""),
 }
 
 

@@ -165,6 +165,12 @@ def _survey(
     more = passes.edges_between(points / scale, labels)
     bent = passes.bent_heights(result, *points[more.T])
     edges, levels = np.concatenate([edges, more]), np.concatenate([levels, bent])
+    # A narrow pass needs many tries, which few components can afford.
+    labels = passes.merge(heights, edges, levels, depth)
+    more = passes.edges_between(points / scale, labels, passes.NUM_LAST_PAIRS)
+    for find in (passes.straight_heights, passes.bent_heights):
+        edges = np.concatenate([edges, more])
+        levels = np.concatenate([levels, find(result, *points[more.T])])
     return _Terrain(
         points / scale,
         heights,

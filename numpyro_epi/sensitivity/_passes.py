@@ -28,8 +28,9 @@ NUM_NEIGHBOURS = 8
 # Points on each straight path, without its ends; on each other one; and how often those
 # are spaced anew.
 NUM_BETWEEN, NUM_ON_CURVE, NUM_SPACINGS = 9, 33, 3
-# Nearest pairs of points of two peaks that a bent path is tried between.
-NUM_PAIRS = 5
+# Nearest pairs of points that a bent path is tried between: of two peaks, and of two
+# components that would else stay apart.
+NUM_PAIRS, NUM_LAST_PAIRS = 5, 200
 
 
 def distinct(points: np.ndarray, heights: np.ndarray, distance: float) -> np.ndarray:
@@ -139,19 +140,23 @@ def merge(
     return np.array([root(row) for row in range(len(heights))])
 
 
-def edges_between(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def edges_between(
+    points: np.ndarray, labels: np.ndarray, num_pairs: int = NUM_PAIRS
+) -> np.ndarray:
     """Nearest pairs of points of different peaks, a few for each pair of peaks."""
-    found = [pair for pairs in _pairs(points, labels) for pair in pairs]
+    found = [pair for pairs in _pairs(points, labels, num_pairs) for pair in pairs]
     return np.array(found, int).reshape(-1, 2)
 
 
-def _pairs(points: np.ndarray, labels: np.ndarray) -> Iterator[list[tuple[int, int]]]:
+def _pairs(
+    points: np.ndarray, labels: np.ndarray, num_pairs: int
+) -> Iterator[list[tuple[int, int]]]:
     groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     for i, first in enumerate(groups):
         gaps = [distances(points[first], points[last]) for last in groups[i + 1 :]]
         for j in np.argsort([gap.min() for gap in gaps])[:NUM_NEIGHBOURS]:
             last = groups[i + 1 + j]
-            order = np.argsort(gaps[j], axis=None)[:NUM_PAIRS]
+            order = np.argsort(gaps[j], axis=None)[:num_pairs]
             rows, columns = np.unravel_index(order, gaps[j].shape)
             yield [(int(first[a]), int(last[b])) for a, b in zip(rows, columns)]  # noqa: B905
 
