@@ -74,7 +74,7 @@ class BruteForce(NamedTuple):
     seconds: float
 
 
-def brute_force(rng_key, num_draws, batch_size=5000):
+def brute_force(rng_key, num_draws, batch_size=1000):
     """Keep connections whose accuracies are both in `WANTED`.
 
     Draws that are far off in 20 trials, or never wrong in one of the tasks, are not
@@ -85,7 +85,7 @@ def brute_force(rng_key, num_draws, batch_size=5000):
     size = min(batch_size, num_draws)
     keys = jax.random.split(rng_key, (-(-num_draws // size), 3))
     jax.block_until_ready(accuracies(jnp.zeros((size, 4)), rng_key, num_trials=20))
-    jax.block_until_ready(accuracies(jnp.zeros((500, 4)), rng_key))
+    jax.block_until_ready(accuracies(jnp.zeros((100, 4)), rng_key))
     start, candidates = time.perf_counter(), []
     for draw_key, short_key, _ in keys:
         z = jax.random.uniform(draw_key, (size, 4), minval=-BOUND, maxval=BOUND)
@@ -97,7 +97,7 @@ def brute_force(rng_key, num_draws, batch_size=5000):
     return BruteForce(z, size * len(keys), time.perf_counter() - start)
 
 
-def keep(z, rng_key, size=500):
+def keep(z, rng_key, size=100):
     """Which connections have accuracies in `WANTED`, shape (n,)."""
     low, high = WANTED
     chunks = []

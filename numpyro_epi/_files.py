@@ -320,7 +320,13 @@ def _state(
     for name in (".pool", ".rng_key"):
         if name in specs:
             expected[name] = specs[name]
-    _check_same(f"parameters and state of `{path}`", specs.items(), expected.items())
+    # A guide that differs is better named by its parameters than by the optimiser's.
+    for prefix in (".params", ""):
+        old, new = (
+            [item for item in d.items() if item[0].startswith(prefix)]
+            for d in (specs, expected)
+        )
+        _check_same(f"parameters and state of `{path}`", old, new)
     leaves = []
     for name in expected:
         leaf = arrays[f"state/{name}"]

@@ -213,8 +213,8 @@ DAMAGE = {
     "one_array": (one_array, "is not one, or is damaged"),
     "other": (partial(edit_header, format="other"), "its format is 'other'"),
     "newer": (
-        partial(edit_header, version=2, package_version="9.1"),
-        "got version 2 in .* which numpyro_epi 9.1 wrote",
+        partial(edit_header, version=3, package_version="9.1"),
+        "got version 3 in .* which numpyro_epi 9.1 wrote",
     ),
     "precision": (partial(edit_header, is_x64=True), "'jax_enable_x64', True"),
     "option": (partial(edit_header, options={"novel": 1}), "got `novel`"),
@@ -259,7 +259,7 @@ MISMATCHES = {
     ),
     "size of a guide": (
         {"guide": guide(hidden_dims=(9,))},
-        r"parameters and state of .*\(2, 8\).* at `.*auto_flow.*got .*\(2, 9\)",
+        r"parameters and state of .*\(2, 1, 8\).* at `.*auto_flow.*got .*\(2, 1, 9\)",
     ),
     "depth of a guide": ({"guide": guide(num_flows=2)}, "none at `.*auto_flow"),
     "base of a guide": ({"guide": guide(base="normal")}, "Expected the guide of"),
