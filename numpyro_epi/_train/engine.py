@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax, random, vmap
-from jax.flatten_util import ravel_pytree
 
 from numpyro_epi._math.constraints import Targets
 from numpyro_epi._train.cost import contains_loop, count_operations, largest_array
+from numpyro_epi._train.fit import make_fit
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import make_pilot
@@ -29,13 +29,9 @@ from numpyro_epi._train.state import EPIState, Memory, StepInfo
 from numpyro_epi._train.step import (
     VIOLATION_RATE,
     Objective,
-    cosine_decay,
     make_update,
 )
 
-# Steps of a maximum-likelihood fit between two looks at the draws held out.
-FIT_CHUNK = 50
-FIT_BATCH = 500
 # Draws that one call of a compiled function makes, simulates or evaluates.
 MIN_CHUNK, MAX_CHUNK = 100, 5000
 # Of them at once on a CPU: as many as keep the largest array within so many bytes.
@@ -324,59 +320,10 @@ class Engine:
         u = jnp.zeros(self.problem.num_latents)
         return count_operations(self.problem.simulate, u, random.key(0))
 
-    # -- maximum likelihood -----------------------------------------------------------
-
     @cached_property
     def fit(self) -> Callable[..., tuple[Params, jax.Array]]:
-        """Maximum-likelihood fit of the guide to draws, stopped by draws held out.
-
-        Call as `fit(params, train, held_out, keys, num_chunks)`, draws of shape
-        (R, n, D). Returns the parameters with the best mean log q on `held_out` and
-        that value, shape (R,).
-        """
-        optim = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3))
-
-        def one(params, train, held_out, key, num_chunks):  # noqa: ANN001, ANN202
-            # Parameters travel as one vector, which compiles faster.
-            flat, unravel = ravel_pytree(params)
-
-            def loss(flat: jax.Array, u: jax.Array) -> jax.Array:
-                return -self.guide.log_prob(unravel(flat), u).mean()
-
-            def step(carry, key, rate):  # noqa: ANN001, ANN202
-                flat, state = carry
-                rows = random.randint(key, (FIT_BATCH,), 0, train.shape[0])
-                grad = jax.grad(loss)(flat, train[rows])
-                change, new_state = optim.update(grad, state, flat)
-                return jax.tree.map(
-                    lambda a, b: jnp.where(jnp.isfinite(grad).all(), a, b),
-                    (flat + rate * change, new_state),
-                    (flat, state),
-                )
-
-            def look(flat, best, best_value):  # noqa: ANN001, ANN202
-                value = -loss(flat, held_out)
-                is_better = value > best_value
-                best = jnp.where(is_better, flat, best)
-                return best, jnp.where(is_better, value, best_value)
-
-            def chunk(i, carry):  # noqa: ANN001, ANN202
-                (flat, state), best, best_value = carry
-                best, best_value = look(flat, best, best_value)
-                keys = random.split(random.fold_in(key, i), FIT_CHUNK)
-                rate = cosine_decay(i, num_chunks)
-                # The last look follows the last chunk: nothing is trained after it.
-                keys_used = jnp.where(i < num_chunks, FIT_CHUNK, 0)
-                flat, state = lax.fori_loop(
-                    0, keys_used, lambda k, c: step(c, keys[k], rate), (flat, state)
-                )
-                return (flat, state), best, best_value
-
-            start = ((flat, optim.init(flat)), flat, jnp.asarray(-jnp.inf))
-            _, best, value = lax.fori_loop(0, num_chunks + 1, chunk, start)
-            return unravel(best), value
-
-        return jax.jit(vmap(one, in_axes=(0, 0, 0, 0, None)))
+        """Maximum-likelihood fit of the guide to draws; see `make_fit`."""
+        return make_fit(self.guide)
 
 
 def default_optim(options: Options) -> optax.GradientTransformation:

@@ -1,0 +1,204 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Read a result into the model and the guide that made it."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_epi._files._checks import check_density, check_model, check_same, pairs
+from numpyro_epi._files._format import (
+    FORMAT,
+    NUMBERS,
+    VERSION,
+    Arrays,
+    flatten,
+    is_x64,
+    package_version,
+)
+from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.guide import GuideFunctions
+from numpyro_epi._train.optim import as_optax
+from numpyro_epi._train.options import Options, PublishedSchedule
+from numpyro_epi._train.pilot import GradientHealth
+from numpyro_epi._train.problem import Problem
+from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.status import EPIStatus
+from numpyro_epi.result import EPIDraws, EPIHistory, EPIRestart, EPIResult
+
+
+def load(
+    path: Path, model: Callable, guide: Any, optim: Any, args: tuple, kwargs: dict
+) -> EPIResult:
+    """Read a result; see `EPIResult.load`."""
+    header, arrays = _read(path)
+    engine = _engine(header, model, guide, optim, args, kwargs)
+    table = _table(header, arrays)
+    check_model(path, header, table, engine)
+    state = _state(path, header, arrays, engine, table)
+    restarts = tuple(
+        _restart(r, words, header, arrays, engine, state)
+        for r, words in enumerate(header["restarts"])
+    )
+    check_density(path, restarts[header["best"]], engine, state, header["best"])
+    return EPIResult(
+        restarts=restarts,
+        best=header["best"],
+        table=table,
+        state=state,
+        gradient=GradientHealth(**header["gradient"]),
+        is_noisy=header["is_noisy"],
+        masks_invalid=engine.options.on_invalid == "mask",
+        tolerance=engine.options.tolerance,
+        num_simulations=header["num_simulations"],
+        seconds=header["seconds"],
+        _engine=engine,
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
+    """Header and arrays of a file of this format."""
+    foreign = (
+        f"Expected a file that `EPIResult.save` wrote, got `{path}`, which is not one, "
+        "or is damaged"
+    )
+    with path.open("rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as content:
+                arrays = {name: content[name] for name in content.files}
+            header = json.loads(bytes(arrays.pop("header")))
+            found = header["format"]
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
+            raise ValueError(f"{foreign}.") from err
+        except (EOFError, OSError, zipfile.BadZipFile) as err:
+            raise ValueError(f"{foreign}: {err}.") from err
+    if found != FORMAT:
+        raise ValueError(f"{foreign}: its format is {found!r}.")
+    if header["version"] != VERSION:
+        raise ValueError(
+            f"Expected a file of format version {VERSION}, got version "
+            f"{header['version']} in `{path}`, which numpyro_epi "
+            f"{header['package_version']} wrote. Load it with that version; this is "
+            f"{package_version()}."
+        )
+    if header["is_x64"] != is_x64():
+        raise ValueError(
+            f"Expected the precision of the run in `{path}`. Set it with "
+            f"`jax.config.update('jax_enable_x64', {header['is_x64']})` before "
+            "anything else is computed."
+        )
+    return header, arrays
+
+
+def _engine(
+    header: dict, model: Callable, guide: Any, optim: Any, args: tuple, kwargs: dict
+) -> Engine:
+    """The engine of the run, as `EPI` builds it."""
+    packed = dict(header["options"])
+    unknown = sorted(set(packed) - set(Options.names()))
+    if unknown:
+        raise ValueError(
+            f"Expected options of this version of numpyro_epi, got `{unknown[0]}`. The "
+            f"file was written by version {header['package_version']}: load it with "
+            "that one."
+        )
+    if packed["schedule"] is not None:
+        packed["schedule"] = PublishedSchedule(**packed["schedule"])
+    optimiser = as_optax(optim)
+    if header["has_own_optim"] != (optimiser is not None):
+        wanted = "that of the run" if header["has_own_optim"] else "none, as in the run"
+        raise ValueError(
+            f"Expected {wanted} as `optim`, got {optim!r}. The state of the optimiser "
+            "is a part of the result."
+        )
+    # Nothing of the run depends on this key: parameters come from the file.
+    rng_key = jax.random.key(0)
+    problem = Problem(model, args, kwargs, rng_key)
+    functions = GuideFunctions(guide, problem, rng_key)
+    return Engine(problem, functions, Options(**packed), optimiser)
+
+
+def _table(header: dict, arrays: Arrays) -> ConstraintTable:
+    columns = (arrays[f"table/{name}"] for name in ("mean", "var", "scale"))
+    return ConstraintTable(tuple(pairs(header["statistics"]).items()), *columns)
+
+
+def _state(
+    path: Path, header: dict, arrays: Arrays, engine: Engine, table: ConstraintTable
+) -> EPIState:
+    """The state, in the tree that the guide and the optimiser have now."""
+    keys = jax.random.split(jax.random.key(0), engine.options.num_restarts)
+    tree = jax.eval_shape(lambda keys: engine.init_state(keys, table.targets), keys)
+    specs = {name: _spec(spec) for name, spec in header["state"].items()}
+    expected = {
+        name: (tuple(leaf.shape), str(leaf.dtype))
+        for name, leaf in flatten(tree).items()
+    }
+    # The number of draws that anchor the guide, and the kind of key, are the run's.
+    for name in (".pool", ".rng_key"):
+        if name in specs:
+            expected[name] = specs[name]
+    # A guide that differs is better named by its parameters than by the optimiser's.
+    for prefix in (".params", ""):
+        old, new = (
+            [item for item in d.items() if item[0].startswith(prefix)]
+            for d in (specs, expected)
+        )
+        check_same(f"parameters and state of `{path}`", old, new)
+    leaves = []
+    for name in expected:
+        leaf = arrays[f"state/{name}"]
+        spec = header["state"][name]
+        if "key_impl" in spec:
+            data = jnp.asarray(leaf)
+            leaves.append(jax.random.wrap_key_data(data, impl=spec["key_impl"]))
+        else:
+            leaves.append(jnp.asarray(leaf.view(jnp.dtype(spec["dtype"]))))
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _spec(spec: dict) -> tuple[tuple[int, ...], str]:
+    return tuple(spec["shape"]), spec["dtype"]
+
+
+def _restart(
+    r: int,
+    words: dict[str, str],
+    header: dict,
+    arrays: Arrays,
+    engine: Engine,
+    state: EPIState,
+) -> EPIRestart:
+    def part(name: str) -> np.ndarray:
+        return arrays[f"restarts/{r}/{name}"]
+
+    numbers: dict[str, Any] = {name: part(name) for name in NUMBERS}
+    numbers = {k: v if v.ndim else float(v) for k, v in numbers.items()}
+    latents = [name for name, _ in header["latents"]]
+    statistics = [name for name, _ in header["statistics"]]
+    flat = [name for name in EPIDraws._fields if name not in ("latents", "statistics")]
+    params = jax.tree.map(lambda x: x[r], state.average)
+    return EPIRestart(
+        params=engine.guide.constrain(params),
+        status=EPIStatus(words["status"]),
+        message=words["message"],
+        multipliers_source=words["multipliers_source"],
+        multipliers={name: part(f"multipliers/{name}") for name in statistics},
+        history=EPIHistory(
+            **{name: part(f"history/{name}") for name in EPIHistory._fields}
+        ),
+        draws=EPIDraws(
+            latents={name: part(f"draws/latents/{name}") for name in latents},
+            statistics={name: part(f"draws/statistics/{name}") for name in statistics},
+            **{name: part(f"draws/{name}") for name in flat},
+        ),
+        **numbers,
+    )

@@ -1,0 +1,126 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Write a result, whole or not at all."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_epi._files._format import (
+    FORMAT,
+    NUMBERS,
+    VERSION,
+    WORDS,
+    Arrays,
+    flatten,
+    is_x64,
+    package_version,
+)
+from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.options import Options
+from numpyro_epi._train.state import EPIState
+from numpyro_epi.result import EPIRestart, EPIResult
+
+
+def save(result: EPIResult, path: Path) -> None:
+    """Write a result; see `EPIResult.save`."""
+    engine = result._engine
+    specs, arrays = _pack_state(result.state)
+    for r, restart in enumerate(result.restarts):
+        arrays |= _pack_restart(f"restarts/{r}", restart)
+    table = result.table
+    arrays |= {f"table/{name}": getattr(table, name) for name in ("mean", "var")}
+    arrays["table/scale"] = table.scale
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "package_version": package_version(),
+        "is_x64": is_x64(),
+        "guide": engine.guide.name,
+        "has_own_optim": _has_own_optim(engine),
+        "options": _pack_options(engine.options),
+        "latents": [[site.name, list(site.shape)] for site in engine.problem.sites],
+        "statistics": [[name, list(shape)] for name, shape in table.sites],
+        "state": specs,
+        "restarts": [_words(restart) for restart in result.restarts],
+        "best": result.best,
+        "gradient": result.gradient._asdict(),
+        "is_noisy": result.is_noisy,
+        "num_simulations": result.num_simulations,
+        "seconds": result.seconds,
+    }
+    text = json.dumps(header, default=lambda number: number.item())
+    arrays["header"] = np.frombuffer(text.encode(), np.uint8)
+    _write(path, arrays)
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    """Write beside the file, then rename: a file is whole, or it is the older one."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with draft.open("xb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _has_own_optim(engine: Engine) -> bool:
+    return engine.options.schedule is None and not engine.decays
+
+
+def _pack_options(options: Options) -> dict[str, Any]:
+    """Options as JSON; devices are not stored."""
+    packed = {field.name: getattr(options, field.name) for field in fields(options)}
+    packed["mesh"] = None
+    if options.schedule is not None:
+        packed["schedule"] = asdict(options.schedule)
+    return packed
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _pack_state(state: EPIState) -> tuple[dict[str, dict], Arrays]:
+    """What the leaves of a state are, and their numbers; of keys, the key data."""
+    specs, arrays = {}, {}
+    for path, leaf in flatten(state).items():
+        spec = {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+        if _is_key(leaf):
+            spec["key_impl"] = str(jax.random.key_impl(leaf))
+            leaf = jax.random.key_data(leaf)
+        specs[path] = spec
+        arrays[f"state/{path}"] = np.asarray(leaf)
+    return specs, arrays
+
+
+def _words(restart: EPIRestart) -> dict[str, str]:
+    return {name: str(getattr(restart, name)) for name in WORDS}
+
+
+def _pack_restart(prefix: str, restart: EPIRestart) -> Arrays:
+    """Everything numeric but `params`, which follow from the state."""
+    packed: dict[str, Any] = {name: getattr(restart, name) for name in NUMBERS}
+    packed |= _under("multipliers", restart.multipliers)
+    packed |= _under("history", restart.history._asdict())
+    draws = restart.draws._asdict()
+    packed |= _under("draws/latents", draws.pop("latents"))
+    packed |= _under("draws/statistics", draws.pop("statistics"))
+    packed |= _under("draws", draws)
+    return {f"{prefix}/{name}": np.asarray(value) for name, value in packed.items()}
+
+
+def _under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
