@@ -65,8 +65,10 @@ class EPI:
             guide has a fast density, False to start from the untrained guide.
         warm_start_size: draws per round of it.
         warm_start_rounds: bound on its rounds.
-        anchor: weight of the likelihood of importance-weighted draws in the loss, which
-            keeps every mode that they found; 0 for none.
+        anchor: weight in the loss of how far the guide is from the tilted model at
+            importance-weighted draws, which keeps every mode that they found: spread
+            of the log density ratio, or cross entropy if the simulations are noisy; 0
+            for none.
         stat_gradient: how statistics are differentiated: "reverse" or "forward" mode,
             "score" (they need no derivative), "replay" (the same, on simulations that
             are used again: for dear simulators), or "auto" to decide on a pilot.

@@ -143,8 +143,8 @@ def _state(
         for name, leaf in flatten(tree).items()
     }
     # The number of draws that anchor the guide, and the kind of key, are the run's.
-    for name in (".pool", ".rng_key"):
-        if name in specs:
+    for name in [n for n in specs if n.split(".")[1] in ("pool", "rng_key")]:
+        if name in expected:
             expected[name] = specs[name]
     # A guide that differs is better named by its parameters than by the optimiser's.
     for prefix in (".params", ""):

@@ -19,6 +19,7 @@ from jax import random
 from numpyro_epi._math.dual import DualSolution, solve_noisy_dual
 from numpyro_epi._math.importance import GaussianProposal, systematic_resample
 from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.state import PoolDraws
 from numpyro_epi._train.warm_start import Pool, solve_pool, split_indices
 
 # Log density of draws u, shape (R, n, D), under a proposal of each restart.
@@ -147,23 +148,23 @@ class AdaptiveSampler:
             for pool, start in zip(self.pools, previous, strict=True)
         ]
 
-    def resample(self, weights: list[np.ndarray]) -> tuple[jax.Array, jax.Array]:
-        """Draws to fit and to hold out, shape (R, n, D) each."""
+    def resample(self, weights: list[np.ndarray]) -> tuple[list, list]:
+        """Draws to fit and draws to hold out, for each restart."""
         size = self.options.warm_start_size
         offsets = np.asarray(jax.vmap(random.uniform)(self.next_keys()))
         train, held_out = [], []
         for pool, w, offset in zip(self.pools, weights, offsets, strict=True):
             rows = split_indices(w, size, size // 4, float(offset))
-            train.append(pool.u[rows[0]])
-            held_out.append(pool.u[rows[1]])
-        return jnp.asarray(np.stack(train)), jnp.asarray(np.stack(held_out))
+            train.append(_draws(pool, rows[0]))
+            held_out.append(_draws(pool, rows[1]))
+        return train, held_out
 
     def anchor(
         self,
         found: Found,
         simulate_many: Callable[[np.ndarray], tuple[Pool, np.ndarray]] | None,
-    ) -> tuple[np.ndarray, jax.Array, np.ndarray]:
-        """Multipliers (R, K), draws (R, n, D) of the law that they define, log Z (R,).
+    ) -> tuple[np.ndarray, PoolDraws, np.ndarray]:
+        """Multipliers (R, K), draws of the law that they define, its log Z (R,).
 
         A statistic averaged over few simulations is noisy, and weights that contain it
         prefer draws whose noise was lucky. So draws are resampled, simulated afresh
@@ -178,8 +179,10 @@ class AdaptiveSampler:
         multipliers = np.stack([s.multipliers for s, _ in found])
         log_normalizers = np.array([s.log_normalizer for s, _ in found])
         draws, _ = self.resample([s.weights for s, _ in found])
+        pool = PoolDraws(*(jnp.stack(arrays) for arrays in zip(*draws, strict=True)))
         if simulate_many is None:
-            return multipliers, draws, log_normalizers
+            return multipliers, pool, log_normalizers
+        pool = PoolDraws(pool.u, pool.log_model[:, :0], pool.deviations[:, :0])
         size = self.options.warm_start_size
         offsets = np.asarray(jax.vmap(random.uniform)(self.next_keys()))
         rows = [
@@ -202,14 +205,24 @@ class AdaptiveSampler:
             # The old weights had the old log Z: the new weights give the difference.
             log_normalizers[r] += again.log_normalizer
             chosen = systematic_resample(again.weights, size, float(offsets[r]))
-            draws = draws.at[r].set(u[r][chosen])
-        return multipliers, draws, log_normalizers
+            pool = pool._replace(u=pool.u.at[r].set(u[r][chosen]))
+        return multipliers, pool, log_normalizers
 
     def fit(self, params: Any, found: Found, num_chunks: int) -> Any:
         """The guide, fitted to the weighted pools by maximum likelihood."""
-        train, held_out = self.resample([s.weights for s, _ in found])
+        train, held_out = (
+            jnp.stack([draws.u for draws in part])
+            for part in self.resample([s.weights for s, _ in found])
+        )
         keys = self.next_keys()
         return self.engine.fit(params, train, held_out, keys, num_chunks)[0]
+
+
+def _draws(pool: Pool, rows: np.ndarray) -> PoolDraws:
+    """Rows of the pool of one restart."""
+    log_model = pool.log_prior[rows] + pool.log_likelihood[rows]
+    arrays = pool.u[rows], log_model, pool.deviations[rows]
+    return PoolDraws(*(jnp.asarray(x, pool.u.dtype) for x in arrays))
 
 
 def _row(pool: Pool, r: int) -> Pool:

@@ -25,7 +25,7 @@ from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import make_pilot
 from numpyro_epi._train.problem import Problem, Simulation
-from numpyro_epi._train.state import EPIState, Memory, StepInfo
+from numpyro_epi._train.state import EPIState, Memory, PoolDraws, StepInfo
 from numpyro_epi._train.step import (
     VIOLATION_RATE,
     Objective,
@@ -157,7 +157,11 @@ class Engine:
                 lambda x: jnp.broadcast_to(x, (num_restarts, *x.shape)), targets
             ),
             running=jnp.zeros((num_restarts, self.problem.table.num_constraints)),
-            pool=jnp.zeros((num_restarts, 0, dim)),
+            pool=PoolDraws(
+                jnp.zeros((num_restarts, 0, dim)),
+                jnp.zeros((num_restarts, 0)),
+                jnp.zeros((num_restarts, 0, self.problem.table.num_constraints)),
+            ),
             anchor=jnp.zeros((num_restarts,)),
             memory=self.empty_memory,
             rate=jnp.ones((num_restarts,)),

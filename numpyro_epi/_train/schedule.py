@@ -74,7 +74,7 @@ def take_time(
     state = state._replace(
         horizon=state.horizon * LONG_FACTOR,
         anchor=jnp.where(is_far, 0.0, state.anchor),
-        pool=state.pool[:, :0] if is_far.all() else state.pool,
+        pool=state.pool.empty if is_far.all() else state.pool,
         rate=jnp.where(is_far, FAR_RATE, state.rate),
     )
     return state, LONG_FACTOR

@@ -31,6 +31,26 @@ class Memory(NamedTuple):
     stats: jax.Array
 
 
+class PoolDraws(NamedTuple):
+    """Simulated draws of the tilted model, as the warm start knows it.
+
+    Attributes:
+        u: unconstrained draws, shape (R, n, D).
+        log_model: log prior and log likelihood at u, shape (R, n); shape (R, 0) if
+            the simulations are noisy.
+        deviations: T, shape (R, n, K); shape (R, 0, K) if the simulations are noisy.
+    """
+
+    u: jax.Array
+    log_model: jax.Array
+    deviations: jax.Array
+
+    @property
+    def empty(self) -> "PoolDraws":
+        """None of them."""
+        return PoolDraws(*(x[:, :0] for x in self))
+
+
 class EPIState(NamedTuple):
     """State of the optimisation; every array has a leading axis of R restarts.
 
@@ -43,7 +63,7 @@ class EPIState(NamedTuple):
         targets: means and frozen scales of the statistics, shape (R, S): the wanted
             ones, but on the way to targets that are far from the prior.
         running: moving average of E[T] over the steps, shape (R, K).
-        pool: draws that anchor the guide, shape (R, n, D).
+        pool: draws that anchor the guide.
         anchor: weight of the anchor, shape (R,).
         memory: simulated draws for the gradient "replay"; of size M = 0 otherwise.
         rate: factor of the learning rate, shape (R,): lower for a guide that the warm
@@ -62,7 +82,7 @@ class EPIState(NamedTuple):
     penalty: jax.Array
     targets: Targets
     running: jax.Array
-    pool: jax.Array
+    pool: PoolDraws
     anchor: jax.Array
     memory: Memory
     rate: jax.Array
