@@ -21,8 +21,8 @@ from numpyro_epi._train.state import EPIState, choose_restarts
 from numpyro_epi._train.steer import Way, steer
 from numpyro_epi._train.warm_start import WarmStart
 
-# Factor of the learning rate after a complete warm start from noisy simulations. Not
-# with one latent, whose flow has no networks: lone parameters move slowly as it is.
+# Factor of the learning rate after a complete warm start. Not with one latent, whose
+# flow has no networks: lone parameters move slowly as it is.
 WARM_RATE = 0.5
 
 
@@ -134,8 +134,7 @@ class Approach:
         """State at the end of the warm start."""
         complete = np.array([s.is_complete for s in starts])
         anchor = np.where(complete, self.options.anchor, 0.0)
-        is_slow = self.simulations.is_noisy and self.problem.num_latents > 1
-        rate = WARM_RATE if is_slow else 1.0
+        rate = WARM_RATE if self.problem.num_latents > 1 else 1.0
         multipliers, pool, bounds = self.sampler.anchor(
             [(s.solution, s.distance) for s in starts],
             self.simulations.simulate_many if self.simulations.is_noisy else None,

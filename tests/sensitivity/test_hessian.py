@@ -63,9 +63,13 @@ def test_hessian_of_a_flow_is_close_to_the_exact_precision():
     at = {"z": result.draws.latents["z"].mean(axis=0)}
     found = sensitivity.hessian(result, at)
     assert np.abs(found.tilted + tilted_precision(result)).max() < 1e-2
-    assert np.linalg.norm(found.matrix - found.tilted, 2) < 0.25 * np.linalg.norm(
+    assert np.linalg.norm(found.matrix - found.tilted, 2) < 0.08 * np.linalg.norm(
         found.tilted, 2
     )
+    # Away from the mode a flow is rougher; on average over its draws it is not.
+    many = sensitivity.hessian(result, {"z": result.draws.latents["z"][:200]})
+    error = many.matrix.mean(axis=0) - many.tilted.mean(axis=0)
+    assert np.linalg.norm(error, 2) < 0.05 * np.linalg.norm(found.tilted, 2)
 
 
 def test_standardised_hessian_is_scaled_by_the_spread_of_the_draws():
