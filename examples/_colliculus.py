@@ -16,6 +16,7 @@ from _modes import Mode, find_mode
 from numpyro_epi.circuits import colliculus
 
 CONNECTIONS = ("sW", "vW", "hW", "dW")
+AXES = tuple(colliculus.LABELS[f"z[{i}]"][0] for i in range(len(CONNECTIONS)))
 SELF, HORIZONTAL = 0, 2
 BOUND = colliculus.PAPER.bound
 MEAN, SD = colliculus.PAPER.mean[0], colliculus.PAPER.var[0] ** 0.5

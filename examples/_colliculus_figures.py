@@ -6,7 +6,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 from _colliculus import (
-    CONNECTIONS,
+    AXES,
     HORIZONTAL,
     MEAN,
     REGIMES,
@@ -96,8 +96,8 @@ def draw_pair(ax, z, density, i, j, found):
     ax.set(
         xlim=(left - 0.3, right + 0.3),
         ylim=(low - 0.3, high + 0.3),
-        xlabel=CONNECTIONS[i],
-        ylabel=CONNECTIONS[j],
+        xlabel=AXES[i],
+        ylabel=AXES[j],
     )
     return points
 
