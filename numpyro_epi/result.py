@@ -248,7 +248,7 @@ class EPIResult:
         """Unconstrained draws, shape (n, D)."""
         params = jax.tree.map(lambda x: x[None], self._unconstrained_params())
         num = _count("num_samples", num_samples)
-        return self._engine.draws(params, as_key(rng_key)[None], num)[0][0]
+        return self._engine.chunks.draws(params, as_key(rng_key)[None], num)[0][0]
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
         """Draw latents; the simulator is not run.

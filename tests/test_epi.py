@@ -17,8 +17,9 @@ import pytest
 from numpyro.infer import autoguide
 
 import numpyro_epi as epi
-from numpyro_epi._train.cost import count_operations, largest_array
-from numpyro_epi._train.engine import Engine, Evaluation
+from numpyro_epi._train.chunks import Evaluation
+from numpyro_epi._train.cost import Cost
+from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import choose_gradient
@@ -249,7 +250,7 @@ def very_slow_decay():
 )
 def test_gradient_is_chosen_by_the_pilot(model, choice):
     engine = engine_of(model)
-    u = engine.prior_draws(KEY[None], 1000)[0]
+    u = engine.chunks.prior_draws(KEY[None], 1000)[0]
     found = choose_gradient(
         engine.problem,
         engine.pilot,
@@ -257,8 +258,6 @@ def test_gradient_is_chosen_by_the_pilot(model, choice):
         engine.problem.table.targets,
         KEY,
         requested="auto",
-        has_loop=engine.has_loop,
-        num_operations=engine.num_operations,
         can_score=True,
         can_replay=True,
     )
@@ -273,17 +272,20 @@ def test_operations_are_counted_in_loops_and_products():
         return jax.lax.scan(lambda c, _: (once(c), None), x, None, length=50)[0]
 
     x = jnp.ones(3)
-    assert count_operations(once, x) == 6
-    assert count_operations(loop, x) == 50 * 6
-    assert count_operations(lambda a: a @ a, jnp.ones((4, 4))) == 2 * 4 * 16
+    assert Cost.of(once, x).num_operations == 6
+    assert Cost.of(loop, x).num_operations == 50 * 6
+    product = Cost.of(lambda a: a @ a, jnp.ones((4, 4)))
+    assert product.num_operations == 2 * 4 * 16
+    assert not product.has_loop
+    assert Cost.of(loop, x).has_loop
 
     # Its largest array is inside of the loop.
     def squares(c, _):
         return jnp.outer(c, c).sum(0), None
 
-    size = largest_array(lambda x: jax.lax.scan(squares, x, None, 5)[0], x)
-    assert size == 9 * x.dtype.itemsize
-    assert largest_array(once, x) == 3 * x.dtype.itemsize
+    inside = Cost.of(lambda x: jax.lax.scan(squares, x, None, 5)[0], x)
+    assert inside.largest_array == 9 * x.dtype.itemsize
+    assert Cost.of(once, x).largest_array == 3 * x.dtype.itemsize
 
 
 @pytest.mark.parametrize(
@@ -297,7 +299,7 @@ def test_simulations_run_in_batches_that_fit_the_cache(num_trials, expected):
 
     estimator = epi.EPI(model, **SMALL)
     engine = estimator._engine(KEY, (), {})
-    assert engine.batch_size == expected
+    assert engine.chunks.batch_size == expected
 
 
 def moved_memory(engine, one, *, weighted=True):

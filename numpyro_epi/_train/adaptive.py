@@ -60,7 +60,7 @@ class AdaptiveSampler:
     def start(self) -> Found:
         """Simulate draws from the prior, and solve the dual on them."""
         num = 2 * self.options.warm_start_size
-        new = self.simulate(self.engine.prior_draws(self.next_keys(), num))
+        new = self.simulate(self.engine.chunks.prior_draws(self.next_keys(), num))
         self.pools = [_row(new, r) for r in range(self.options.num_restarts)]
         for pool in self.pools:
             pool.log_proposals.append(pool.log_prior)
@@ -94,8 +94,8 @@ class AdaptiveSampler:
         size = self.options.warm_start_size
         is_far = any(distance > 0.0 for _, distance in found)
         num = size // 2 if is_far else size
-        draws = [self.engine.draws(params, self.next_keys(), num)[0]]
-        proposals: list[LogDensity] = [lambda u: self.engine.log_q(params, u)]
+        draws = [self.engine.chunks.draws(params, self.next_keys(), num)[0]]
+        proposals: list[LogDensity] = [lambda u: self.engine.chunks.log_q(params, u)]
         if is_far:
             gaussians = [
                 GaussianProposal.from_draws(pool.u, solution.weights)
@@ -182,7 +182,7 @@ class AdaptiveSampler:
         pool = PoolDraws(*(jnp.stack(arrays) for arrays in zip(*draws, strict=True)))
         if simulate_many is None:
             return multipliers, pool, log_normalizers
-        pool = PoolDraws(pool.u, pool.log_model[:, :0], pool.deviations[:, :0])
+        pool = pool.without_density
         size = self.options.warm_start_size
         offsets = np.asarray(jax.vmap(random.uniform)(self.next_keys()))
         rows = [

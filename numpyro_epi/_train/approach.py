@@ -14,7 +14,8 @@ import numpy as np
 
 from numpyro_epi._math.dual import solve_dual
 from numpyro_epi._train.adaptive import AdaptiveSampler
-from numpyro_epi._train.engine import Engine, Evaluation
+from numpyro_epi._train.chunks import Evaluation
+from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.pilot import GradientHealth, choose_gradient
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState, choose_restarts
@@ -189,7 +190,7 @@ class Approach:
         """Look at the statistics where the guide is now."""
         if self.wants_warm_start:
             keys = self.simulations.next_keys()
-            u = self.engine.draws(state.params, keys, 2000)[0][0]
+            u = self.engine.chunks.draws(state.params, keys, 2000)[0][0]
         else:
             u = pilot_u[0]
         return choose_gradient(
@@ -199,8 +200,6 @@ class Approach:
             self.simulations.table.targets,
             self.simulations.next_keys()[0],
             requested=self.options.stat_gradient,
-            has_loop=self.engine.has_loop,
-            num_operations=self.engine.num_operations,
             can_score=self.engine.guide.has_fast_density,
             can_replay=all(s is not None and s.is_complete for s in self.starts),
             masks_invalid=self.options.on_invalid == "mask",

@@ -67,10 +67,10 @@ class EPICheck(NamedTuple):
 def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPICheck:
     """Simulate prior draws and look at the statistics and their gradient."""
     keys = jax.random.split(rng_key, 4)
-    u = engine.prior_draws(keys[:1], num)
-    first = engine.simulate(u, keys[1:2])
+    u = engine.chunks.prior_draws(keys[:1], num)
+    first = engine.chunks.simulate(u, keys[1:2])
     began = time.perf_counter()
-    again = engine.simulate(u, keys[2:3])
+    again = engine.chunks.simulate(u, keys[2:3])
     seconds = (time.perf_counter() - began) * 1000 / num
     stats = first.stats[0].astype(np.float64)
     good = np.isfinite(stats).all(axis=1)
@@ -96,8 +96,6 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
             table.targets,
             keys[3],
             requested=engine.options.stat_gradient,
-            has_loop=engine.has_loop,
-            num_operations=engine.num_operations,
             can_score=engine.guide.has_fast_density,
             can_replay=engine.options.warm_start is not False,
             masks_invalid=engine.options.on_invalid == "mask",

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,23 +13,28 @@ import jax
 WHILE_LENGTH = 100
 
 
-def contains_loop(fn: Callable, *args: Any) -> bool:
-    """Whether a function compiles to a scan or a while loop, as long simulations do."""
-    return _has_primitive(jax.make_jaxpr(fn)(*args).jaxpr, {"scan", "while"})
+class Cost(NamedTuple):
+    """What one call of a function costs.
 
-
-def count_operations(fn: Callable, *args: Any) -> float:
-    """Scalar operations of one call, loops included.
-
-    Every element of an output counts as one operation, and one of a matrix product as
-    two for each term of its sum; the longest branch of a condition counts.
+    Attributes:
+        has_loop: whether it runs a scan or a while loop, as long simulations do.
+        num_operations: scalar operations, loops included. Every element of an output
+            counts as one, and one of a matrix product as two for each term of its sum;
+            the longest branch of a condition counts.
+        largest_array: size of the largest array that it makes, inside of loops too, in
+            bytes.
     """
-    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
+    has_loop: bool
+    num_operations: float
+    largest_array: int
 
-def largest_array(fn: Callable, *args: Any) -> int:
-    """Size of the largest array that one call makes, in bytes, inside of loops too."""
-    return _largest(jax.make_jaxpr(fn)(*args).jaxpr)
+    @classmethod
+    def of(cls, fn: Callable, *args: Any) -> "Cost":
+        """Cost of `fn(*args)`, which is traced but not run."""
+        jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+        has_loop = _has_primitive(jaxpr, {"scan", "while"})
+        return cls(has_loop, float(_count(jaxpr)), _largest(jaxpr))
 
 
 def _inner(equation: Any) -> Iterator[Any]:

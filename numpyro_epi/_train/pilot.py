@@ -154,8 +154,6 @@ def choose_gradient(
     key: jax.Array,
     *,
     requested: str,
-    has_loop: bool,
-    num_operations: float,
     can_score: bool,
     can_replay: bool = False,
     masks_invalid: bool = False,
@@ -169,19 +167,18 @@ def choose_gradient(
         targets: of the statistics.
         key: random key.
         requested: the option `stat_gradient`.
-        has_loop: whether a simulation runs a loop, from `contains_loop`.
-        num_operations: of one simulation, from `count_operations`.
         can_score: whether the guide has the density that a score needs.
         can_replay: whether the guide is near its target and changes slowly.
         masks_invalid: whether failed simulations are left out.
     """
-    is_forward = has_loop and problem.num_latents <= MAX_FORWARD_LATENTS
+    cost = problem.cost
+    is_forward = cost.has_loop and problem.num_latents <= MAX_FORWARD_LATENTS
     pathwise = "forward" if is_forward else "reverse"
     missed, z_score, non_finite, noise = check_gradient(problem, pilot, u, targets, key)
-    is_dear = num_operations >= MIN_REPLAY_OPERATIONS
+    is_dear = cost.num_operations >= MIN_REPLAY_OPERATIONS
     is_small = problem.num_latents <= MAX_REPLAY_LATENTS
     if requested == "auto" and can_score and can_replay and is_dear and is_small:
-        why = f"few latents, and {num_operations:.1g} operations per simulation"
+        why = f"few latents, and {cost.num_operations:.1g} operations per simulation"
         return GradientHealth("replay", why, missed, non_finite)
     if masks_invalid and requested != "replay":
         why = "failed simulations are masked, which moves the edge of the target"

@@ -8,6 +8,7 @@ of observed sites and the statistics. Which guide proposes u is not known here.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from numpyro.infer.util import compute_log_probs
 
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._sites import Latent, find_latents, trace_model
+from numpyro_epi._train.cost import Cost
 from numpyro_epi.handlers import collect, noise
 
 # Beyond this, float32 cannot tell a bounded latent from its bound.
@@ -153,6 +155,11 @@ class Problem:
     def log_prior(self, u: jax.Array) -> jax.Array:
         """Log density of the prior alone; the compiler drops the simulator."""
         return self.simulate(u, random.key(0)).log_prior
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Of one simulation."""
+        return Cost.of(self.simulate, jnp.zeros(self.num_latents), random.key(0))
 
     def sample_prior(self, rng_key: jax.Array) -> jax.Array:
         """One draw u from the prior, shape (D,); the compiler drops the simulator.

@@ -9,7 +9,7 @@ import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._math.dual import DualSolution
-from numpyro_epi._train.engine import Evaluation
+from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.pilot import GradientHealth
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.importance import mixture_log_density
-from numpyro_epi._train.engine import Engine, Evaluation
+from numpyro_epi._train.chunks import Evaluation
+from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.state import Memory
 
 # Epochs whose draws are replayed.
@@ -37,8 +38,9 @@ class Replay:
         """
         drawn = [ev for _, ev in self.epochs]
         u = np.concatenate([ev.u for ev in drawn], axis=1)
+        log_density = self.engine.chunks.log_q
         log_q = mixture_log_density(
-            np.stack([self.engine.log_q(params, u) for params, _ in self.epochs]),
+            np.stack([log_density(params, u) for params, _ in self.epochs]),
             np.array([ev.u.shape[1] for ev in drawn]),
         )
         rest = [

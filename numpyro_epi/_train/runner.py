@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from numpyro_epi._train.approach import Approach
-from numpyro_epi._train.engine import Engine, Evaluation
+from numpyro_epi._train.chunks import Evaluation
+from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.progress import Progress
 from numpyro_epi._train.published import train_published
 from numpyro_epi._train.records import EpochRecord, RunOutcome, Scores

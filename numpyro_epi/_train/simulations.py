@@ -12,7 +12,8 @@ from jax import random
 
 from numpyro_epi._math.constraints import deviations
 from numpyro_epi._math.convergence import violation_with_error
-from numpyro_epi._train.engine import Engine, Evaluation, split_keys, to_numpy
+from numpyro_epi._train.chunks import Evaluation, split_keys
+from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import is_met
 from numpyro_epi._train.status import (
@@ -76,7 +77,8 @@ class Simulations:
             return is_valid
         if self.options.on_invalid == "raise" or not is_valid.any():
             where = tuple(np.argwhere(~is_valid)[0])
-            latents = to_numpy(self.problem.constrain(jnp.asarray(u[where]))[0])
+            latents, _ = self.problem.constrain(jnp.asarray(u[where]))
+            latents = jax.tree.map(np.asarray, latents)
             label = first_invalid_label(self.table, stats[where])
             raise InvalidStatisticError(label, float(1.0 - is_valid.mean()), latents)
         return is_valid
@@ -90,12 +92,12 @@ class Simulations:
             Draws u, shape (R, n, D).
         """
         num = min(2000, self.options.warm_start_size)
-        u = self.engine.prior_draws(self.next_keys(), num)
-        sim = self.engine.simulate(u, self.next_keys())
+        u = self.engine.chunks.prior_draws(self.next_keys(), num)
+        sim = self.engine.chunks.simulate(u, self.next_keys())
         is_valid = self.note(u, sim.log_likelihood, sim.stats)
         self.table = self.table.with_scale(sim.stats[is_valid])
         if self.problem.uses_random_keys:
-            again = self.engine.simulate(u, self.next_keys())
+            again = self.engine.chunks.simulate(u, self.next_keys())
             self.num_simulations += is_valid.size
             both = np.isfinite(again.stats) & np.isfinite(sim.stats)
             differs = again.stats != sim.stats
@@ -122,7 +124,7 @@ class Simulations:
         """Averages over simulations, and T of each, shape (num_repeats, R, n, K)."""
         sims, is_valid = [], np.ones(u.shape[:-1], bool)
         for _ in range(num_repeats):
-            sim = self.engine.simulate(u, self.next_keys())
+            sim = self.engine.chunks.simulate(u, self.next_keys())
             sims.append(sim)
             is_valid &= self.note(u, sim.log_likelihood, sim.stats)
         devs = np.stack([self.deviations(sim.stats) for sim in sims])
@@ -133,7 +135,7 @@ class Simulations:
 
     def evaluate(self, params: Any, num: int) -> tuple[Evaluation, list[Scores]]:
         """Draws of the guide, simulated, and their moments for each restart."""
-        ev = self.engine.evaluate(params, self.next_keys(), num)
+        ev = self.engine.chunks.evaluate(params, self.next_keys(), num)
         self.note(ev.u, ev.log_likelihood, ev.stats)
         return ev, self.scores(ev)
 
@@ -177,7 +179,7 @@ class Simulations:
             is_small = np.abs(best.violation).max() <= self.options.tolerance
             if is_met(best, self.options).all() or not is_small:
                 break
-            more = self.engine.evaluate(params, self.next_keys(), ev.u.shape[1])
+            more = self.engine.chunks.evaluate(params, self.next_keys(), ev.u.shape[1])
             self.note(more.u, more.log_likelihood, more.stats)
             ev = Evaluation(
                 *(np.concatenate(pair, axis=1) for pair in zip(ev, more, strict=True))

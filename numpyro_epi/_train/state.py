@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from numpyro_epi._math.constraints import Targets
 from numpyro_epi._train.guide import Params
@@ -36,14 +37,25 @@ class PoolDraws(NamedTuple):
 
     Attributes:
         u: unconstrained draws, shape (R, n, D).
-        log_model: log prior and log likelihood at u, shape (R, n); shape (R, 0) if
-            the simulations are noisy.
-        deviations: T, shape (R, n, K); shape (R, 0, K) if the simulations are noisy.
+        log_model: log prior and log likelihood at u, shape (R, n), or (R, 0).
+        deviations: T, shape (R, n, K), or (R, 0, K).
     """
 
     u: jax.Array
     log_model: jax.Array
     deviations: jax.Array
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the density of the tilted model at the draws is known."""
+        return self.log_model.shape[-1] == self.u.shape[-2]
+
+    @property
+    def without_density(self) -> "PoolDraws":
+        """The draws alone: noisy statistics hide the density of the tilted model."""
+        axis = self.log_model.ndim - 1
+        none = (lax.slice_in_dim(x, 0, 0, axis=axis) for x in self[1:])
+        return PoolDraws(self.u, *none)
 
     @property
     def empty(self) -> "PoolDraws":

@@ -276,7 +276,7 @@ class Objective:
             return jnp.zeros(())
         rows = random.randint(key, (self.num_particles,), 0, size)
         log_q = self.guide.log_prob(params, pool.u[rows])
-        if pool.log_model.shape[0] == 0:
+        if not pool.has_density:
             return -state.anchor * log_q.mean()
         log_model, devs = pool.log_model[rows], pool.deviations[rows]
         excess = lax.stop_gradient(log_q) - log_model + devs @ state.multipliers

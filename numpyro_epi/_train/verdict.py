@@ -7,7 +7,7 @@ import numpy as np
 
 from numpyro_epi._math.dual import DualSolution
 from numpyro_epi._train.adaptive import AdaptiveSampler
-from numpyro_epi._train.engine import Evaluation
+from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import is_met
 from numpyro_epi._train.simulations import Simulations
@@ -40,7 +40,7 @@ def final_duals(
     start = [(np.asarray(m, np.float64), 0.0) for m in state.multipliers]
     sampler.add(
         new,
-        [lambda u: simulations.engine.log_q(state.average, u)],
+        [lambda u: simulations.engine.chunks.log_q(state.average, u)],
         [ev.u.shape[1]],
     )
     return [

@@ -102,15 +102,15 @@ def draw_mixture(result: EPIResult, rng_key: Any, num_samples: int) -> MixtureDr
     has_prior = engine.problem.can_sample_prior
     num = -(-int(num_samples) // (len(proposals) + has_prior))
     parts = [
-        engine.draws(params, key[None], num)[0][0]
+        engine.chunks.draws(params, key[None], num)[0][0]
         for params, key in zip(proposals, keys, strict=False)
     ]
     if has_prior:
-        parts.append(engine.prior_draws(keys[2][None], num)[0])
+        parts.append(engine.chunks.prior_draws(keys[2][None], num)[0])
     u = np.concatenate(parts)
-    log_q = [engine.log_q(params, u[None])[0] for params in proposals]
+    log_q = [engine.chunks.log_q(params, u[None])[0] for params in proposals]
     sims = [
-        engine.simulate(u[None], key[None])
+        engine.chunks.simulate(u[None], key[None])
         for key in random.split(keys[3], NUM_REPEATS if result.is_noisy else 1)
     ]
     log_prior = np.asarray(sims[0].log_prior[0], np.float64)

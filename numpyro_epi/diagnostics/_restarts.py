@@ -73,7 +73,7 @@ def restart_diagnostic(result: EPIResult) -> Restarts:
         latents = {k: jnp.asarray(v[:num]) for k, v in restart.draws.latents.items()}
         u = engine.problem.unconstrain(latents)
         every = jnp.broadcast_to(u, (len(restarts), *u.shape))
-        values = engine.log_q(result.state.average, np.asarray(every))
+        values = engine.chunks.log_q(result.state.average, np.asarray(every))
         log_det = engine.problem.constrain(u)[1]
         log_q[i] = np.asarray(values, np.float64) - np.asarray(log_det)
     own = log_q[np.arange(len(restarts)), np.arange(len(restarts))]

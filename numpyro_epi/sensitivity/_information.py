@@ -105,7 +105,7 @@ def information(
             "one: there is no prior to compare with."
         )
     flow_key, prior_key, point_key = jax.random.split(key, 3)
-    prior = _points(layout, engine.prior_draws(prior_key[None], num)[0])
+    prior = _points(layout, engine.chunks.prior_draws(prior_key[None], num)[0])
     flow = _points(layout, result._draws(flow_key, num))
     alone, error = np.array(
         [_marginal(q, p) for q, p in zip(flow.T, prior.T, strict=True)]
