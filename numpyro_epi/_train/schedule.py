@@ -30,6 +30,11 @@ def is_met(scores: Scores, options: Options) -> np.ndarray:
     )
 
 
+def is_within(scores: Scores, options: Options) -> bool:
+    """Whether all violations are within the tolerance, with too few draws or enough."""
+    return float(np.abs(scores.violation).max()) <= options.tolerance
+
+
 def gaps(bounds: np.ndarray, record: EpochRecord) -> np.ndarray:
     """Nats that each restart has to gain, shape (R,); NaN where that is not known.
 
@@ -49,9 +54,9 @@ def gaps(bounds: np.ndarray, record: EpochRecord) -> np.ndarray:
 
 def is_near(bounds: np.ndarray, record: EpochRecord, options: Options) -> bool:
     """Whether no restart has more than `gap_tolerance` nats to gain."""
-    worst = max(float(np.abs(s.violation).max()) for s in record.scores)
     is_close = gaps(bounds, record) < options.gap_tolerance
-    return worst <= options.tolerance and bool(is_close.all())
+    are_within = all(is_within(s, options) for s in record.scores)
+    return are_within and bool(is_close.all())
 
 
 def end_after(state: EPIState, num_epochs: int, options: Options) -> EPIState:

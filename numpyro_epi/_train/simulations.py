@@ -15,7 +15,7 @@ from numpyro_epi._math.convergence import violation_with_error
 from numpyro_epi._train.chunks import Evaluation, split_keys
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.schedule import is_met
+from numpyro_epi._train.schedule import is_met, is_within
 from numpyro_epi._train.status import (
     InvalidStatisticError,
     SeenRange,
@@ -176,8 +176,7 @@ class Simulations:
         limit = MAX_EVALUATION_FACTOR * self.options.num_evaluation
         while not is_decided and ev.u.shape[1] < limit:
             best = min(scores, key=lambda s: float(np.abs(s.violation).max()))
-            is_small = np.abs(best.violation).max() <= self.options.tolerance
-            if is_met(best, self.options).all() or not is_small:
+            if is_met(best, self.options).all() or not is_within(best, self.options):
                 break
             more = self.engine.chunks.evaluate(params, self.next_keys(), ev.u.shape[1])
             self.note(more.u, more.log_likelihood, more.stats)

@@ -39,6 +39,8 @@ from ._stack import CouplingStack, stack_layers
 
 # Layers by default, and from so many latent coordinates on.
 NUM_FLOWS, DEEP_FLOWS, DEEP_LATENTS = 6, 12, 8
+# Most coordinates whose linear maps, with their square as parameters, pay by default.
+MAX_MIXED_LATENTS = 128
 BASES = ("prior", "normal")
 
 
@@ -73,7 +75,8 @@ class AutoFlow(AutoContinuous):
         base_loc: Location of the Gaussian, unconstrained: a number or shape (D,).
         base_scale: Scale of the Gaussian, unconstrained: a number or shape (D,).
         nonlinearity: Of the conditioners. A smooth one makes the density smooth.
-        mixing: Whether a learned linear map of all coordinates precedes each layer.
+        mixing: Whether a learned linear map of all coordinates precedes each layer; by
+            default, up to 128 latent coordinates. It has their square as parameters.
 
     Attributes:
         latent_dim: Number of unconstrained coordinates, D, once the guide met its
@@ -102,13 +105,18 @@ class AutoFlow(AutoContinuous):
         base_loc: ArrayLike | None = 0.0,
         base_scale: ArrayLike = 1.0,
         nonlinearity: Activation = jax.nn.silu,
-        mixing: bool = True,
+        mixing: bool | None = None,
     ) -> None:
         if num_flows is not None:
             check_count("num_flows", num_flows, minimum=1)
         _check_hidden_dims(hidden_dims)
         if base not in BASES:
             raise ValueError(f"Expected one of {BASES} as `base`, got {base!r}.")
+        if mixing is not None and not isinstance(mixing, bool):
+            raise ValueError(
+                f"Expected True, False or None as `mixing`, got {mixing!r}. None, "
+                "the default, leaves it to the number of latent coordinates."
+            )
         if not np.all(np.asarray(base_scale) > 0):
             raise ValueError(
                 f"Expected positive numbers as `base_scale`, got {base_scale}. It is a "
@@ -120,7 +128,7 @@ class AutoFlow(AutoContinuous):
         self.base_loc = base_loc
         self.base_scale = base_scale
         self.nonlinearity = nonlinearity
-        self.mixing = mixing
+        self._mixing = mixing
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
 
     @property
@@ -184,13 +192,18 @@ class AutoFlow(AutoContinuous):
         """Parameters of all layers: linear maps, and networks of the couplings."""
         mixings = [init_mixing(self.latent_dim)] * self._num_layers
         return {
-            "mixings": stack_layers(mixings) if self._mixes else [],
+            "mixings": stack_layers(mixings) if self.mixing else [],
             "networks": stack_layers(self._init_networks(rng_key)),
         }
 
     @property
-    def _mixes(self) -> bool:
-        return self.mixing and self.latent_dim > 1
+    def mixing(self) -> bool:
+        """Whether linear maps precede layers; by default it depends on the latents."""
+        if self.latent_dim == 1:
+            return False
+        if self._mixing is not None:
+            return self._mixing
+        return self.latent_dim <= MAX_MIXED_LATENTS
 
     def _init_networks(self, rng_key: jax.Array) -> list[Network]:
         num_parameters = self._get_function().num_parameters

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.core
         ({"hidden_dims": [50]}, r"`hidden_dims`, got \[50\]"),
         ({"hidden_dims": (50, 0)}, r"`hidden_dims`, got \(50, 0\)"),
         ({"hidden_dims": ()}, "`hidden_dims`"),
+        ({"mixing": "LU"}, "`mixing`, got 'LU'"),
         ({"base": "posterior"}, "`base`, got 'posterior'"),
         ({"base_scale": 0.0}, "`base_scale`, got 0.0"),
     ],
@@ -43,6 +44,17 @@ def test_options_of_splines_out_of_range_are_refused(options, message):
 def test_a_base_of_the_wrong_shape_is_refused(option):
     with pytest.raises(ValueError, match=rf"shape \(2,\) as `{option}`"):
         untrained(AutoRealNVP(latents(2), **{option: jnp.ones(3)}))
+
+
+@pytest.mark.parametrize("kind", [AutoRealNVP, AutoNeuralSpline])
+@pytest.mark.parametrize(
+    ("latent_dim", "mixing", "expected"),
+    [(1, True, False), (2, None, True), (2, False, False), (200, None, False)],
+)
+def test_linear_maps_by_default_up_to_many_latents(kind, latent_dim, mixing, expected):
+    guide = kind(latents(latent_dim), num_flows=1, hidden_dims=(4,), mixing=mixing)
+    untrained(guide)
+    assert guide.mixing is expected
 
 
 def test_unknown_options_are_refused():
