@@ -40,7 +40,7 @@ HALVES = [
     ((0, 2), (1, 3)),
     ((1, 3), (0, 2)),
 ]
-CAP = 3.0
+LAYER_CAP, MIXING_CAP = 2.0, 3.0
 
 
 # Plain JAX ---------------------------------------------------------------------------
@@ -66,12 +66,12 @@ def conditioner(net, kept):
         kept = nn.silu(kept @ layer["kernel"] + layer["bias"])
     theta = kept @ net[-1]["kernel"] + net[-1]["bias"]
     theta = theta.reshape(*kept.shape[:-1], 2, 2)
-    return CAP * jnp.tanh(theta[..., 0] / CAP), theta[..., 1]
+    return LAYER_CAP * jnp.tanh(theta[..., 0] / LAYER_CAP), theta[..., 1]
 
 
 def factors(mixing):
     matrix = mixing["matrix"]
-    log_diagonal = CAP * jnp.tanh(jnp.diagonal(matrix) / CAP)
+    log_diagonal = MIXING_CAP * jnp.tanh(jnp.diagonal(matrix) / MIXING_CAP)
     lower = jnp.tril(matrix, -1) + jnp.eye(4)
     return lower, jnp.triu(matrix, 1) + jnp.diag(jnp.exp(log_diagonal)), log_diagonal
 

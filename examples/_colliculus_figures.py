@@ -88,7 +88,7 @@ def draw_pair(ax, z, density, i, j, found):
             "-",
             color=REGIME_COLORS[regime],
             lw=2.5,
-            label=f"sensitive, regime {regime}",
+            label=f"0.7 times the most sensitive\ndirection, regime {regime}",
         )
     if (i, j) == (SELF, HORIZONTAL):
         ax.legend(fontsize=7, loc="lower center", frameon=True, framealpha=0.9)

@@ -127,10 +127,10 @@ def draw_marginals(ax, results):
                 share,
                 style,
                 color=COLORS[name],
-                lw=1.3,
+                lw=4.0 if name == "S" else 1.3,  # else V, on the same line, covers it
                 label=label,
             )
-    ax.plot([0, v1.PAPER.max_sigma], [0, 1], color=GREY, lw=3, zorder=0)
+    ax.plot([0, v1.PAPER.max_sigma], [0, 1], color=GREY, lw=7, zorder=0)
     ax.legend(
         title="solid: 5 Hz, dashed: 10 Hz\ngrey: no preference",
         alignment="left",

@@ -15,7 +15,7 @@ from numpyro_epi.result import EPIRestart
 
 FORMAT = "numpyro_epi result"
 # Raise it when a file of the previous version could be misread.
-VERSION = 3
+VERSION = 4
 
 Arrays = dict[str, np.ndarray]
 

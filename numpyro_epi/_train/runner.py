@@ -23,9 +23,11 @@ from numpyro_epi._train.replay import Replay
 from numpyro_epi._train.schedule import (
     NUM_LAST_EPOCHS,
     end_after,
+    has_diverged,
     is_met,
     is_near,
     is_within,
+    retreat,
     take_time,
     update_duals,
 )
@@ -38,6 +40,8 @@ from numpyro_epi._train.verdict import final_duals, verdict
 REPLAY_SHARE = 0.5
 # Epochs after which the distance to the maximum is first judged.
 FIRST_LOOK = 3
+# Epochs that may be taken back.
+MAX_RETREATS = 3
 
 
 class Runner:
@@ -58,6 +62,7 @@ class Runner:
         self.records: list[EpochRecord] = []
         self.state: Any = None
         self.last_evaluation: Any = None
+        self.judged: list[Scores] = []
         self.final: tuple[Evaluation, list[Scores]] | None = None
         num_replayed = int(self.options.num_evaluation * REPLAY_SHARE)
         self.replay = Replay(engine, max(num_replayed, self.options.num_particles))
@@ -69,12 +74,19 @@ class Runner:
         no more than the epoch that it interrupts.
         """
         num_epochs = self.options.num_epochs
-        num_extensions, is_early = 0, False
+        num_extensions, num_retreats, is_early = 0, 0, False
         fresh: EPIState | None = None
         start = 0
         while len(self.records) < num_epochs:
+            before = self.state
             record = self.run_epoch(stat_gradient, progress)
+            is_lost = self._judge(record)
             self.state = update_duals(self.state, self.records, self.options)
+            if is_lost.any() and num_retreats < MAX_RETREATS:
+                self.state = retreat(is_lost, before, self.state)
+                num_retreats += 1
+                num_epochs += 1
+                continue
             if fresh is None:
                 fresh = self.approach.catch_up(self.state, self.last_evaluation)
                 if fresh is not None:
@@ -102,6 +114,20 @@ class Runner:
                 num_epochs += max(self.options.num_epochs // 2, 1)
                 self.state = self.state._replace(horizon=1.5 * self.state.horizon)
         return None
+
+    def _judge(self, record: EpochRecord) -> np.ndarray:
+        """Which restarts the epoch has ruined; its draws are then not used again."""
+        if not self.judged:
+            self.judged = list(record.scores)
+            return np.zeros(self.num_restarts, bool)
+        is_lost = has_diverged(self.state, self.judged, record)
+        if is_lost.any() and self.replay.epochs:
+            self.replay.epochs.pop()
+        self.judged = [
+            old if lost else new
+            for old, new, lost in zip(self.judged, record.scores, is_lost, strict=True)
+        ]
+        return is_lost
 
     def _is_good(self, record: EpochRecord) -> bool:
         """Whether a restart has converged, by the last epoch and by the final draws.

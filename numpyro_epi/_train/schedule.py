@@ -4,6 +4,7 @@
 """What happens between epochs: multipliers, penalties, and how many epochs are left."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,12 +13,14 @@ from numpyro_epi._math.convergence import is_equivalent
 from numpyro_epi._math.lagrangian import grow_penalty, update_multipliers
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.records import EpochRecord, Scores
-from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.state import EPIState, choose_restarts
 
 # A guide this many nats from the maximum gets so many times the epochs and the rate.
 LARGE_GAP, LONG_FACTOR, FAR_RATE = 0.5, 3, 3.0
 # Epochs in which the learning rate of a guide that is near its target falls to its end.
 NUM_LAST_EPOCHS = 2
+# Nats that an epoch may lose, and the factor of the rate when it is taken back.
+MAX_FALL, RETREAT_RATE = 5.0, 0.25
 
 
 def is_met(scores: Scores, options: Options) -> np.ndarray:
@@ -57,6 +60,40 @@ def is_near(bounds: np.ndarray, record: EpochRecord, options: Options) -> bool:
     is_close = gaps(bounds, record) < options.gap_tolerance
     are_within = all(is_within(s, options) for s in record.scores)
     return are_within and bool(is_close.all())
+
+
+def has_diverged(state: EPIState, before: Sequence[Scores], record: EpochRecord) -> Any:
+    """Whether an epoch has ruined the guide of each restart, shape (R,).
+
+    Its augmented Lagrangian, at the multipliers and penalties of the epoch, has fallen
+    by `MAX_FALL` nats and by half of what the constraints cost before.
+
+    Args:
+        state: after the epoch, before its multipliers are updated.
+        before: of each restart, after the last epoch that was not taken back.
+        record: of the epoch.
+    """
+
+    def value(scores: Scores, r: int) -> tuple[float, float]:
+        multipliers, penalty = (np.asarray(x[r]) for x in (mults, penalties))
+        square = 0.5 * penalty @ scores.violation**2
+        cost = multipliers @ scores.violation + square
+        gain = scores.log_likelihood - scores.divergence
+        return gain - cost, np.abs(multipliers @ scores.violation) + square
+
+    mults, penalties = state.multipliers, state.penalty
+    is_lost = []
+    for r, (old, new) in enumerate(zip(before, record.scores, strict=True)):
+        (was, cost), (now, _) = value(old, r), value(new, r)
+        is_lost.append(bool(np.isfinite(was)) and not now > was - MAX_FALL - 0.5 * cost)
+    return np.array(is_lost)
+
+
+def retreat(is_lost: np.ndarray, before: EPIState, after: EPIState) -> EPIState:
+    """Take an epoch back, and go on more slowly from where it began."""
+    slower = before._replace(rate=before.rate * RETREAT_RATE)
+    kept = ("rng_key", "num_steps", "horizon", "memory")
+    return choose_restarts(is_lost, slower, after, keep=kept)
 
 
 def end_after(state: EPIState, num_epochs: int, options: Options) -> EPIState:

@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from ._affine import Affine, cap
+from ._affine import cap
 
 # {"matrix": (D, D), "shift": (D,)}; the triangles of the matrix are those of L and U.
 Mixing: TypeAlias = dict[str, jax.Array]
+
+# Soft cap on |log U_ii|: a map scales by up to 20.
+MAX_LOG_SCALE = 3.0
 
 
 def init_mixing(latent_dim: int) -> Mixing:
@@ -31,8 +34,7 @@ def mixing_matrix(params: Mixing) -> jax.Array:
     r"""The matrix W = L U of an invertible linear map, from its triangular factors.
 
     L is unit lower triangular and the diagonal of U positive, so that the map is
-    invertible whatever its parameters. `log U_ii` is softly capped like the log-scales
-    of `Affine`.
+    invertible whatever its parameters. `log U_ii` is softly capped at `MAX_LOG_SCALE`.
 
     Args:
         params: From `init_mixing`; zero for the identity.
@@ -76,4 +78,4 @@ def _factors(params: Mixing) -> tuple[jax.Array, jax.Array]:
 
 
 def _log_diagonal(params: Mixing) -> jax.Array:
-    return cap(jnp.diagonal(params["matrix"]), Affine.max_log_scale)
+    return cap(jnp.diagonal(params["matrix"]), MAX_LOG_SCALE)

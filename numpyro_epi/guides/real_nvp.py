@@ -20,7 +20,7 @@ class AutoRealNVP(AutoFlow):
     .. math:: y_a = x_a, \qquad y_b = x_b \odot \exp(s(x_a)) + t(x_a),
         \qquad \log |\det dy/dx| = \sum s(x_a),
 
-    with s softly capped at 3 in absolute value, so that training at a high learning
+    with s softly capped at 2 in absolute value, so that training at a high learning
     rate does not overflow. With a smooth nonlinearity, as by default, the density has
     derivatives of all orders, which the Hessians of sensitivity analysis need.
 
