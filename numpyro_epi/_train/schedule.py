@@ -4,7 +4,6 @@
 """What happens between epochs: multipliers, penalties, and how many epochs are left."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +61,9 @@ def is_near(bounds: np.ndarray, record: EpochRecord, options: Options) -> bool:
     return are_within and bool(is_close.all())
 
 
-def has_diverged(state: EPIState, before: Sequence[Scores], record: EpochRecord) -> Any:
+def has_diverged(
+    state: EPIState, before: Sequence[Scores], record: EpochRecord
+) -> np.ndarray:
     """Whether an epoch has ruined the guide of each restart, shape (R,).
 
     Its augmented Lagrangian, at the multipliers and penalties of the epoch, has fallen
@@ -73,19 +74,21 @@ def has_diverged(state: EPIState, before: Sequence[Scores], record: EpochRecord)
         before: of each restart, after the last epoch that was not taken back.
         record: of the epoch.
     """
-
-    def value(scores: Scores, r: int) -> tuple[float, float]:
-        multipliers, penalty = (np.asarray(x[r]) for x in (mults, penalties))
-        square = 0.5 * penalty @ scores.violation**2
-        cost = multipliers @ scores.violation + square
-        gain = scores.log_likelihood - scores.divergence
-        return gain - cost, np.abs(multipliers @ scores.violation) + square
-
-    mults, penalties = state.multipliers, state.penalty
     is_lost = []
     for r, (old, new) in enumerate(zip(before, record.scores, strict=True)):
-        (was, cost), (now, _) = value(old, r), value(new, r)
-        is_lost.append(bool(np.isfinite(was)) and not now > was - MAX_FALL - 0.5 * cost)
+        multipliers, penalty = (
+            np.asarray(x[r]) for x in (state.multipliers, state.penalty)
+        )
+        costs = [
+            np.array([multipliers @ s.violation, 0.5 * penalty @ s.violation**2])
+            for s in (old, new)
+        ]
+        was, now = (
+            s.log_likelihood - s.divergence - cost.sum()
+            for s, cost in zip((old, new), costs, strict=True)
+        )
+        fall = MAX_FALL + 0.5 * np.abs(costs[0]).sum()
+        is_lost.append(bool(np.isfinite(was) and not now > was - fall))
     return np.array(is_lost)
 
 

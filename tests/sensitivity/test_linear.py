@@ -32,6 +32,14 @@ def test_two_ridges_are_found(result, seed):
         assert 0.35 < modes.share[mine].sum() < 0.65
 
 
+def test_without_paths_over_high_ground_ridges_fall_apart(result):
+    """The broken twin: tops that any dip parts are modes of their own."""
+    modes = sensitivity.find_modes(
+        result, jax.random.key(0), num_starts=50, prominence=1e-6, depth=1e-6
+    )
+    assert len(set(modes.component)) > 2
+
+
 def statistics(a):
     return jnp.stack(linear.leading_eigenvalue(a.reshape(2, 2)))
 
