@@ -120,10 +120,12 @@ def grow_penalty(
         reduction: the norm of V must fall below this fraction of the previous one.
         max_penalty: upper bound; beyond it, sampling noise would drive the multipliers.
     """
-    norm = np.linalg.norm(violation)
-    noise = 2.0 * np.linalg.norm(error)
-    if previous is None or norm <= noise:
+    # In double precision: squares of a diverged guide's violation overflow in single.
+    norm, noise = (
+        np.linalg.norm(np.asarray(x, np.float64)) for x in (violation, error)
+    )
+    if previous is None or norm <= 2.0 * noise:
         return penalty
-    if norm <= reduction * np.linalg.norm(previous):
+    if norm <= reduction * np.linalg.norm(np.asarray(previous, np.float64)):
         return penalty
     return min(penalty * growth, max_penalty)
