@@ -123,7 +123,7 @@ def agree(name, others):
 
 
 def nuts(model):
-    draws = example.draw_by_nuts(model, OTHER_KEY, 12_000, num_warmup=300)
+    draws = example.draw_by_nuts(model, OTHER_KEY, 16_000, num_warmup=300)
     return independent(draws)
 
 

@@ -9,6 +9,8 @@ from ._coupling import ElementwiseMap
 from .base import AutoFlow
 
 BENDS_PER_FLOW = 2
+# Of one layer: it scales by up to 7.4, and layers multiply.
+MAX_LOG_SCALE = 2.0
 
 
 class AutoRealNVP(AutoFlow):
@@ -20,8 +22,9 @@ class AutoRealNVP(AutoFlow):
     .. math:: y_a = x_a, \qquad y_b = x_b \odot \exp(s(x_a)) + t(x_a),
         \qquad \log |\det dy/dx| = \sum s(x_a),
 
-    with s softly capped at 2 in absolute value, so that training at a high learning
-    rate does not overflow. With a smooth nonlinearity, as by default, the density has
+    with s softly capped at 2 in absolute value. Without a cap, training at a high
+    learning rate overflows; and networks reach it beyond the draws that they were
+    fitted to, so that a high one sends a few draws in ten thousand far off. With a smooth nonlinearity, as by default, the density has
     derivatives of all orders, which the Hessians of sensitivity analysis need.
 
     A model with a single latent coordinate has none to keep. Its flow is a chain of
@@ -54,7 +57,7 @@ class AutoRealNVP(AutoFlow):
     def _get_function(self) -> ElementwiseMap:
         if self.latent_dim == 1:
             return Bends(BENDS_PER_FLOW * self.num_flows)
-        return Affine()
+        return Affine(MAX_LOG_SCALE)
 
     @property
     def _num_layers(self) -> int:
