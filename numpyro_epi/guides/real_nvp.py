@@ -24,8 +24,9 @@ class AutoRealNVP(AutoFlow):
 
     with s softly capped at 2 in absolute value. Without a cap, training at a high
     learning rate overflows; and networks reach it beyond the draws that they were
-    fitted to, so that a high one sends a few draws in ten thousand far off. With a smooth nonlinearity, as by default, the density has
-    derivatives of all orders, which the Hessians of sensitivity analysis need.
+    fitted to, so that a high one sends a few draws in ten thousand far off. With a
+    smooth nonlinearity, as by default, the density has derivatives of all orders, which
+    the Hessians of sensitivity analysis need.
 
     A model with a single latent coordinate has none to keep. Its flow is a chain of
     `2 * num_flows` smooth functions that bend once, each with an exact inverse. It fits
