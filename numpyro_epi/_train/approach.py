@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.dual import solve_dual
-from numpyro_epi._train.adaptive import AdaptiveSampler
+from numpyro_epi._train.adaptive import AdaptiveSampler, Found
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.pilot import GradientHealth, choose_gradient
@@ -51,6 +51,8 @@ class Approach:
             engine, simulations.simulate_pool, simulations.next_keys
         )
         self.starts: list[Any] = []
+        # Dual solutions on the pools as they are now; `starts` has those of the report.
+        self.found: Found = []
         self.bounds = np.full(self.num_restarts, np.nan)
 
     @property
@@ -76,6 +78,7 @@ class Approach:
             return state
         found = self.sampler.start()
         params, found, num_rounds = self.sampler.rounds(state.params, found)
+        self.found = found
         num = self.simulations.seen.num_simulations
         self.starts = [
             WarmStart(solution, distance, num_rounds, num)
@@ -103,12 +106,12 @@ class Approach:
         ]
         if not late:
             return None
-        found = [(start.solution, start.distance) for start in self.starts]
-        found = self.sampler.round(state.average, found)
-        late = [r for r in late if found[r][1] == 0.0]
+        self.found = self.sampler.round(state.average, self.found)
+        late = [r for r in late if self.found[r][1] == 0.0]
         if not late:
             return None
-        params, found, num_rounds = self.sampler.rounds(state.average, found)
+        params, found, num_rounds = self.sampler.rounds(state.average, self.found)
+        self.found = found
         for r in late:
             self.starts[r] = WarmStart(
                 *found[r], num_rounds, self.simulations.seen.num_simulations
