@@ -26,7 +26,6 @@ from numpyro_epi._train.schedule import (
     has_diverged,
     is_met,
     is_near,
-    is_within,
     retreat,
     take_time,
     update_duals,
@@ -130,12 +129,8 @@ class Runner:
         return is_lost
 
     def _is_good(self, record: EpochRecord) -> bool:
-        """Whether a restart has converged, by the last epoch and by the final draws.
-
-        Of the epoch, a violation within the tolerance is enough: the final draws are
-        more, and their number grows until they can tell.
-        """
-        if not any(is_within(s, self.options) for s in record.scores):
+        """Whether a restart has converged, by the last epoch and by the final draws."""
+        if not any(is_met(s, self.options).all() for s in record.scores):
             return False
         final = self.simulations.evaluate_finally(self.state.average, is_decided=False)
         if not any(is_met(s, self.options).all() for s in final[1]):
