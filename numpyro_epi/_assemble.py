@@ -9,10 +9,11 @@ import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._math.convergence import two_sided_p_value
+from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.records import EpochRecord, RunOutcome
 from numpyro_epi._train.status import EPIStatus
-from numpyro_epi.result import EPIDraws, EPIHistory, EPIRestart, EPIResult
+from numpyro_epi.result import EPIResult
 
 
 def assemble(engine: Engine, outcome: RunOutcome) -> EPIResult:

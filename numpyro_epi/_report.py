@@ -12,8 +12,9 @@ from numpyro_epi._math.psis import MAX_KHAT
 
 if TYPE_CHECKING:
     from numpyro_epi._math.constraints import ConstraintTable
+    from numpyro_epi._restart import EPIRestart
     from numpyro_epi.diagnostics import DualityGap, Restarts
-    from numpyro_epi.result import EPIRestart, EPIResult
+    from numpyro_epi.result import EPIResult
 
 WIDTH = 100
 LABEL_WIDTH = 25

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numpyro_epi._files import package_version
-from numpyro_epi.result import EPIRestart, EPIResult
+from numpyro_epi._restart import EPIRestart
+from numpyro_epi.result import EPIResult
 
 if TYPE_CHECKING:
     import xarray

@@ -4,15 +4,15 @@
 """The result of a run: a distribution that samples, has a density and explains itself.
 
 Nothing here trains. Only `EPIResult.predict` runs the simulator.
-Storing and printing results is left to `_files` and `_report`. The file is long because
-it documents every field of a result.
+What is kept of each restart is in `_restart`; storing and printing results is left to
+`_files` and `_report`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import numpy as np
 from numpyro_epi import _report
 from numpyro_epi._checks import as_key, describe
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import Params
 from numpyro_epi._train.pilot import GradientHealth
@@ -30,104 +31,6 @@ from numpyro_epi._train.status import EPIStatus
 
 if TYPE_CHECKING:
     from numpyro_epi.diagnostics import DualityGap, Restarts
-
-
-class EPIHistory(NamedTuple):
-    """One row per epoch, of one restart.
-
-    Attributes:
-        entropy: differential entropy of the guide in the constrained space, nats, (E,).
-        divergence: KL(q || p0) in nats, (E,).
-        log_likelihood: E_q[log L] of observed sites, nats, (E,).
-        violation: E[T] in scaled units, (E, K).
-        violation_error: standard errors of `violation`, (E, K).
-        p_values: two-sided p-values of a violation of zero, (E, K).
-        multipliers: of the epoch's objective, scaled units, (E, K).
-        penalty: penalty coefficients, (E, K).
-        invalid: share of evaluation draws that could not be simulated, (E,).
-        skipped: share of steps that were skipped for a non-finite gradient, (E,).
-        seconds: wall-clock time of the epoch, (E,).
-        simulations: simulations of the epoch, all restarts together, (E,).
-    """
-
-    entropy: np.ndarray
-    divergence: np.ndarray
-    log_likelihood: np.ndarray
-    violation: np.ndarray
-    violation_error: np.ndarray
-    p_values: np.ndarray
-    multipliers: np.ndarray
-    penalty: np.ndarray
-    invalid: np.ndarray
-    skipped: np.ndarray
-    seconds: np.ndarray
-    simulations: np.ndarray
-
-
-class EPIDraws(NamedTuple):
-    """Evaluation draws that a run stores: independent draws of the trained guide.
-
-    Draws that cannot be simulated are left out, and `log_density` is that of q
-    restricted to the others.
-
-    Attributes:
-        latents: `{site: (n, *shape)}`, constrained.
-        statistics: `{site: (n, *shape)}`, one simulation for each draw.
-        log_density: log q in the constrained space, nats, (n,).
-        log_prior: log p0 in the constrained space, nats, (n,).
-        log_likelihood: of observed sites, (n,).
-    """
-
-    latents: dict[str, np.ndarray]
-    statistics: dict[str, np.ndarray]
-    log_density: np.ndarray
-    log_prior: np.ndarray
-    log_likelihood: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class EPIRestart:
-    """What is kept of each restart.
-
-    Attributes:
-        params: of the guide, as `SVI.get_params` returns them.
-        status: how it ended.
-        message: the same in words.
-        entropy: in the constrained space, nats.
-        divergence: KL(q || p0), nats.
-        log_likelihood: E_q[log L], nats.
-        score: violation-corrected objective `-KL + E log L - lambda . violation`.
-        violation: E[T] of the evaluation draws, scaled units, (K,).
-        violation_error: standard errors of `violation`, (K,).
-        p_values: two-sided p-values of a violation of zero, (K,).
-        multipliers: `{site: (2, *shape)}` or `(1, *shape)`, raw units.
-        multipliers_source: "dual" if solved on weighted draws, otherwise "guide".
-        dual_ess: effective sample size behind the dual, NaN without one.
-        log_normalizer: estimate of log Z on the dual's draws, NaN without one.
-        invalid: share of evaluation draws that could not be simulated.
-        losses: loss of each step, (steps,).
-        history: one row per epoch.
-        draws: evaluation draws.
-    """
-
-    params: Params
-    status: EPIStatus
-    message: str
-    entropy: float
-    divergence: float
-    log_likelihood: float
-    score: float
-    violation: np.ndarray
-    violation_error: np.ndarray
-    p_values: np.ndarray
-    multipliers: dict[str, np.ndarray]
-    multipliers_source: str
-    dual_ess: float
-    log_normalizer: float
-    invalid: float
-    losses: np.ndarray
-    history: EPIHistory
-    draws: EPIDraws
 
 
 @dataclass(frozen=True, eq=False, repr=False)

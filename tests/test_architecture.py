@@ -41,7 +41,7 @@ def layer(inside: str, outside: str, lazily: str = "") -> Layer:
 BASE = "_typing _checks"
 MATHS = f"{BASE} _math"
 SITES = f"{MATHS} primitives handlers _sites"
-RESULT = f"{SITES} _train result diagnostics sensitivity _files _report"
+RESULT = f"{SITES} _train _restart result diagnostics sensitivity _files _report"
 
 # A row for each module or folder at the top of the package, lowest first.
 LAYERS = {
@@ -63,7 +63,8 @@ LAYERS = {
         "jax numpy numpyro optax tqdm",
         lazily="guides",
     ),
-    "_assemble": layer(f"{SITES} _train result", "jax numpy"),
+    "_assemble": layer(f"{SITES} _train _restart result", "jax numpy"),
+    "_restart": layer("_train", "numpy"),
     # 4. on the result
     "result": layer(RESULT, "jax numpy numpyro", lazily="arviz plotting"),
     "_report": layer(RESULT, "numpy"),

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._restart import EPIRestart
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.state import EPIState
-from numpyro_epi.result import EPIRestart
 
 # Draws whose stored density is compared with that of the model and guide at hand.
 NUM_COMPARED = 200

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_epi.result import EPIRestart
+from numpyro_epi._restart import EPIRestart
 
 FORMAT = "numpyro_epi result"
 # Raise it when a file of the previous version could be misread.

@@ -24,6 +24,7 @@ from numpyro_epi._files._format import (
     package_version,
 )
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
@@ -32,7 +33,7 @@ from numpyro_epi._train.pilot import GradientHealth
 from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus
-from numpyro_epi.result import EPIDraws, EPIHistory, EPIRestart, EPIResult
+from numpyro_epi.result import EPIResult
 
 
 def load(

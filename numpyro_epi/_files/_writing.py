@@ -25,10 +25,11 @@ from numpyro_epi._files._format import (
     is_x64,
     package_version,
 )
+from numpyro_epi._restart import EPIRestart
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.state import EPIState
-from numpyro_epi.result import EPIRestart, EPIResult
+from numpyro_epi.result import EPIResult
 
 
 def save(result: EPIResult, path: Path) -> None:

@@ -13,8 +13,9 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_epi as epi
+from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
 from numpyro_epi._train.problem import Problem
-from numpyro_epi.result import EPIDraws, EPIHistory, EPIRestart, EPIResult
+from numpyro_epi.result import EPIResult
 
 
 class Directions(NamedTuple):
