@@ -19,6 +19,7 @@ from jax import random
 from numpyro_epi._math.dual import DualSolution, solve_noisy_dual
 from numpyro_epi._math.importance import GaussianProposal, systematic_resample
 from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.fit import fit_best
 from numpyro_epi._train.state import PoolDraws
 from numpyro_epi._train.warm_start import Pool, solve_pool, split_indices
 
@@ -87,7 +88,7 @@ class AdaptiveSampler:
             found = self.round(params, found)
             num_rounds += 1
             history.append(max(d for _, d in found))
-        return self.fit(params, found, 20), found, num_rounds
+        return self.fit(params, found, 20, is_last=True), found, num_rounds
 
     def round(self, params: Any, found: Found) -> Found:
         """Add simulated draws of the guide to the pools, and solve again."""
@@ -208,14 +209,23 @@ class AdaptiveSampler:
             pool = pool._replace(u=pool.u.at[r].set(u[r][chosen]))
         return multipliers, pool, log_normalizers
 
-    def fit(self, params: Any, found: Found, num_chunks: int) -> Any:
-        """The guide, fitted to the weighted pools by maximum likelihood."""
+    def fit(
+        self, params: Any, found: Found, num_chunks: int, *, is_last: bool = False
+    ) -> Any:
+        """The guide, fitted to the weighted pools by maximum likelihood.
+
+        The last fit is the one that training starts from: with weight decay, if that
+        suits it better.
+        """
         train, held_out = (
             jnp.stack([draws.u for draws in part])
             for part in self.resample([s.weights for s, _ in found])
         )
         keys = self.next_keys()
-        return self.engine.fit(params, train, held_out, keys, num_chunks)[0]
+        args = train, held_out, keys, num_chunks
+        if is_last:
+            return fit_best(self.engine.fit, params, *args)
+        return self.engine.fit(params, *args, 0.0)[0]
 
 
 def _draws(pool: Pool, rows: np.ndarray) -> PoolDraws:

@@ -19,7 +19,7 @@ from jax import lax, vmap
 
 from numpyro_epi._math.constraints import Targets
 from numpyro_epi._train.chunks import Chunks
-from numpyro_epi._train.fit import make_fit
+from numpyro_epi._train.fit import Fit, make_fit
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import make_pilot
@@ -175,7 +175,7 @@ class Engine:
         return make_pilot(self.problem, self.problem.table.has_var)
 
     @cached_property
-    def fit(self) -> Callable[..., tuple[Params, jax.Array]]:
+    def fit(self) -> Fit:
         """Maximum-likelihood fit of the guide to draws; see `make_fit`."""
         return make_fit(self.guide)
 

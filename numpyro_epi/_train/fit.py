@@ -1,9 +1,15 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Maximum-likelihood fit of a guide to draws, stopped by draws held out."""
+"""Maximum-likelihood fit of a guide to draws, stopped by draws held out.
+
+A network that may take any shape learns the gaps between the draws. Densities hardly
+change by that, but their curvature does. Weight decay keeps a network as plain as the
+draws allow, and costs where they call for more: held-out draws tell which is the case.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +18,34 @@ from jax import lax, random, vmap
 from jax.flatten_util import ravel_pytree
 
 from numpyro_epi._train.guide import GuideFunctions, Params
+from numpyro_epi._train.state import choose_rows
 from numpyro_epi._train.step import cosine_decay
 
 # Steps between two looks at the draws held out, and draws of each.
 FIT_CHUNK, FIT_BATCH = 50, 500
 FIT_RATE = 3e-3
+# Decays of which the last fit takes the better one. Ten times as much suits a Gaussian
+# law even better, and takes 0.1 nats from one of two curved ridges.
+DECAYS = (0.0, 0.3)
+
+Fit = Callable[..., tuple[Params, jax.Array]]
 
 
-def make_fit(guide: GuideFunctions) -> Callable[..., tuple[Params, jax.Array]]:
+def make_fit(guide: GuideFunctions) -> Fit:
     """Compiled fit of all restarts.
 
-    Call as `fit(params, train, held_out, keys, num_chunks)`, draws of shape (R, n, D).
-    Returns the parameters with the best mean log q on `held_out` and that value, shape
-    (R,).
+    Call as `fit(params, train, held_out, keys, num_chunks, decay)`, draws of shape
+    (R, n, D). Returns the parameters with the best mean log q on `held_out` and that
+    value, shape (R,). In each step kernels of networks lose the share `decay` times the
+    learning rate of themselves (decoupled weight decay: Loshchilov and Hutter, ICLR
+    2019, arXiv:1711.05101, algorithm 2); biases and linear maps lose nothing.
     """
     optim = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(FIT_RATE))
 
-    def one(params, train, held_out, key, num_chunks):  # noqa: ANN001, ANN202
+    def one(params, train, held_out, key, num_chunks, decay):  # noqa: ANN001, ANN202
         # Parameters travel as one vector, which compiles faster.
         flat, unravel = ravel_pytree(params)
+        shrink = FIT_RATE * decay * ravel_pytree(_is_kernel(params))[0]
 
         def loss(flat: jax.Array, u: jax.Array) -> jax.Array:
             return -guide.log_prob(unravel(flat), u).mean()
@@ -42,7 +57,7 @@ def make_fit(guide: GuideFunctions) -> Callable[..., tuple[Params, jax.Array]]:
             change, new_state = optim.update(grad, state, flat)
             return jax.tree.map(
                 lambda a, b: jnp.where(jnp.isfinite(grad).all(), a, b),
-                (flat + rate * change, new_state),
+                (flat + rate * (change - shrink * flat), new_state),
                 (flat, state),
             )
 
@@ -68,4 +83,33 @@ def make_fit(guide: GuideFunctions) -> Callable[..., tuple[Params, jax.Array]]:
         _, best, value = lax.fori_loop(0, num_chunks + 1, chunk, start)
         return unravel(best), value
 
-    return jax.jit(vmap(one, in_axes=(0, 0, 0, 0, None)))
+    return jax.jit(vmap(one, in_axes=(0, 0, 0, 0, None, None)))
+
+
+def fit_best(fit: Fit, params: Params, *args: Any) -> Params:
+    """The fit that held-out draws prefer, with decay or without, for each restart.
+
+    Args:
+        fit: from `make_fit`.
+        params: where to start.
+        args: further arguments of `fit` but the decay.
+    """
+    best, best_value = fit(params, *args, DECAYS[0])
+    if not ravel_pytree(_is_kernel(params))[0].any():
+        return best
+    for decay in DECAYS[1:]:
+        new, value = fit(params, *args, decay)
+        is_better = value > best_value
+        best = choose_rows(is_better, new, best)
+        best_value = jnp.where(is_better, value, best_value)
+    return best
+
+
+def _is_kernel(params: Params) -> Params:
+    """One at each entry of a kernel of a network, zero elsewhere."""
+
+    def mark(path: tuple, x: jax.Array) -> jax.Array:
+        name = getattr(path[-1], "key", None) if path else None
+        return jnp.full_like(x, name == "kernel")
+
+    return jax.tree_util.tree_map_with_path(mark, params)

@@ -120,6 +120,21 @@ class StepInfo(NamedTuple):
     is_skipped: jax.Array
 
 
+def choose_rows(is_new: Any, new: Any, old: Any) -> Any:
+    """A tree of arrays with a leading axis of restarts, some of them from `new`.
+
+    Args:
+        is_new: which restarts, shape (R,).
+        new: tree to take them from.
+        old: tree of the others.
+    """
+
+    def choose(a: Any, b: Any) -> Any:
+        return jnp.where(is_new.reshape((-1,) + (1,) * (jnp.ndim(a) - 1)), a, b)
+
+    return jax.tree.map(choose, new, old)
+
+
 def choose_restarts(
     is_new: np.ndarray, new: EPIState, old: EPIState, keep: tuple[str, ...]
 ) -> EPIState:
@@ -131,13 +146,9 @@ def choose_restarts(
         old: state of the others.
         keep: fields that stay the old ones for all.
     """
-
-    def choose(a: Any, b: Any) -> Any:
-        return jnp.where(is_new.reshape((-1,) + (1,) * (jnp.ndim(a) - 1)), a, b)
-
     return old._replace(
         **{
-            name: jax.tree.map(choose, getattr(new, name), getattr(old, name))
+            name: choose_rows(is_new, getattr(new, name), getattr(old, name))
             for name in EPIState._fields
             if name not in keep
         }

@@ -234,7 +234,7 @@ def narrowed(result):
     kept = u[u.sum(-1) > 0]
     rows = kept[np.arange(4000) % len(kept)].astype(np.float32)
     start = jax.tree.map(lambda x: x[None], params)
-    params = engine.fit(start, rows[None], rows[None, :1000], KEY[None], 60)[0]
+    params = engine.fit(start, rows[None], rows[None, :1000], KEY[None], 60, 0.0)[0]
     draws, log_q, _ = engine.chunks.draws(params, KEY[None], 2000)
     average = jax.tree.map(
         lambda a, b: jnp.stack([a[0], b[0]]), result.state.average, params
