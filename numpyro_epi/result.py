@@ -64,6 +64,8 @@ class EPIResult:
     num_simulations: int
     seconds: float
     _engine: Engine = field(repr=False)
+    # What `sensitivity` has made of the result, to be used again.
+    _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     # -- the best restart -------------------------------------------------------------
 

@@ -13,7 +13,6 @@ components say so: `p(u)[0]`.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -25,16 +24,16 @@ from numpyro_epi._sites import Latent
 from numpyro_epi._train.problem import Problem
 from numpyro_epi.result import EPIResult
 
-# What belongs to a result, and goes with it: compiled functions and the like.
-_KEPT: WeakKeyDictionary[EPIResult, dict[Any, Any]] = WeakKeyDictionary()
-
 
 def keep(result: EPIResult, key: Any, make: Callable[[], Any]) -> Any:
-    """Make something of a result once; it is dropped with the result."""
-    kept = _KEPT.setdefault(result, {})
-    if key not in kept:
-        kept[key] = make()
-    return kept[key]
+    """Make something of a result once, such as a compiled function.
+
+    The result itself holds it, so that both go together, although compiled functions
+    refer to their result.
+    """
+    if key not in result._kept:
+        result._kept[key] = make()
+    return result._kept[key]
 
 
 class Bounds(NamedTuple):
