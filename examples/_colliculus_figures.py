@@ -7,7 +7,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 from _colliculus import (
     AXES,
-    HORIZONTAL,
     MEAN,
     REGIMES,
     SD,
@@ -42,7 +41,15 @@ def plot_distribution(found):
         ha="left",
         fontsize=12,
     )
-    fig.tight_layout()
+    # Above the panels, so that it covers no arrow.
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="upper right",
+        bbox_to_anchor=(0.99, 0.965),
+        ncols=4,
+        fontsize=8,
+    )
+    fig.tight_layout(rect=(0, 0, 1, 0.95))
     return fig
 
 
@@ -88,10 +95,8 @@ def draw_pair(ax, z, density, i, j, found):
             "-",
             color=REGIME_COLORS[regime],
             lw=2.5,
-            label=f"0.7 times the most sensitive\ndirection, regime {regime}",
+            label=f"0.7 times the most sensitive direction, regime {regime}",
         )
-    if (i, j) == (SELF, HORIZONTAL):
-        ax.legend(fontsize=7, loc="lower center", frameon=True, framealpha=0.9)
     (left, low), (right, high) = np.quantile(z[:, [i, j]], [0.003, 0.997], axis=0)
     ax.set(
         xlim=(left - 0.3, right + 0.3),
