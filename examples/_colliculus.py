@@ -173,6 +173,26 @@ class Curves(NamedTuple):
         mean, error = self.means[direction][:, task], self.errors[direction][:, task]
         return mean[-1] - mean[0], np.hypot(error[-1], error[0])
 
+    def ends(self, direction, task):
+        """Changes of an accuracy towards both ends, and their errors."""
+        mean, error = self.means[direction][:, task], self.errors[direction][:, task]
+        middle = len(mean) // 2
+        return [
+            (mean[k] - mean[middle], np.hypot(error[k], error[middle])) for k in (0, -1)
+        ]
+
+
+# What an accuracy does along a line.
+KINDS = ("falls both ways", "rises", "falls", "no clear sense")
+
+
+def kind(ends):
+    """In words, what happens towards the two ends of a line; bar of three errors."""
+    left, right = (int(np.sign(x)) * (abs(x) > 3 * e) for x, e in ends)
+    return {(-1, -1): KINDS[0], (-1, 1): KINDS[1], (1, -1): KINDS[2]}.get(
+        (left, right), KINDS[3]
+    )
+
 
 def perturb(mode: Mode, rng_key, num_repeats=25):
     """Move along the sensitive direction and along two eigenvalues."""

@@ -7,7 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 from _claims import Claim, verdict
-from _colliculus import PUBLISHED_SPEED_UP, REGIMES, SELF, both, task_claim
+from _colliculus import (
+    KINDS,
+    PUBLISHED_SPEED_UP,
+    REGIMES,
+    SELF,
+    both,
+    kind,
+    task_claim,
+)
 from _colliculus_regimes import (
     EXPERIMENT,
     SATURATED,
@@ -15,7 +23,7 @@ from _colliculus_regimes import (
     Path,
     Silenced,
 )
-from _colliculus_regimes_lines import KINDS, Census, kind, line_of
+from _colliculus_regimes_lines import Census, line_of
 
 MAX_SECONDS = 30.0  # for the path of modes
 MIN_TURN = 30.0  # degrees

@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from _colliculus import BOUND, MEAN, REGIMES, SD, SELF
+from _colliculus import BOUND, KINDS, MEAN, REGIMES, SD, SELF, kind
 from _colliculus_regimes import EIGENMODES, REACH, Path
 
 from numpyro_epi import sensitivity
 from numpyro_epi.circuits import colliculus
 
 DISTANCES = np.linspace(-REACH, REACH, 11)
-KINDS = ("falls both ways", "rises", "falls", "no clear sense")
 
 
 def perturb_modes(result, path: Path, rng_key, num_simulations):
@@ -119,14 +118,6 @@ class Census(NamedTuple):
 def average(values):
     """Mean and standard error."""
     return values.mean(), values.std() / np.sqrt(len(values))
-
-
-def kind(ends):
-    """In words, what happens towards the two ends of a line; bar of three errors."""
-    left, right = (int(np.sign(x)) * (abs(x) > 3 * e) for x, e in ends)
-    return {(-1, -1): KINDS[0], (-1, 1): KINDS[1], (1, -1): KINDS[2]}.get(
-        (left, right), KINDS[3]
-    )
 
 
 def take_census(result, rng_key, num_places, num_simulations) -> Census:

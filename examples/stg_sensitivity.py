@@ -187,13 +187,11 @@ def plot_directions(result, modes, places, rng_key):
 
 
 def join(looks):
-    """Directions at several places as one, with the eigenvalues of the law itself."""
+    """Directions at several places as one."""
     found = [look.directions for look in looks]
-    return found[0]._replace(
-        eigenvalues=np.stack([look.eigenvalues for look in looks]),
-        vectors=np.stack([x.vectors for x in found]),
-        points=np.stack([x.points for x in found]),
-    )
+    fields = "eigenvalues", "tilted_eigenvalues", "vectors", "points"
+    stacked = {f: np.stack([getattr(x, f) for x in found]) for f in fields}
+    return found[0]._replace(**stacked)
 
 
 def frequency_map(rng_key, num=41, num_simulations=8):
@@ -220,10 +218,9 @@ def plot_lines(result, places):
             lines = dict(zip(KINDS, look.lines, strict=True))
             plotting.plot_perturbation(lines, result=result, labels=stg.LABELS, ax=ax)
             slopes = " and ".join(f"{slope:.2f}" for slope, _ in look.slopes)
-            ax.set(
-                title=f"{place.name.capitalize()}, {pair(place.at)} nS, directions of "
-                f"the {law}\n(slopes of the error: {slopes} sd/nS)",
-                xlabel="distance along the direction (nS)",
+            ax.set_title(
+                f"{place.name.capitalize()}, {pair(place.at)} nS, directions of the "
+                f"{law}\n(slopes of the error: {slopes} sd/nS)"
             )
             ax.label_outer()
     share_legend(fig, axes, Patch(color="0.7", label="band: two standard errors"))

@@ -19,8 +19,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import _claims
 import _colliculus
+import _colliculus_regimes
+import _colliculus_regimes_lines
 import _modes
 import _stg
+import _stg_sensitivity
 import _v1
 import colliculus
 import rnn
@@ -226,3 +229,127 @@ def test_slopes_are_taken_between_the_ends():
     curves = _colliculus.Curves(distances, {"x": mean}, {"x": 0.01 + 0 * mean})
     assert curves.slope("x", 0)[0] == pytest.approx(0.5)
     assert curves.slope("x", 1) == pytest.approx((0.0, 0.01 * 2**0.5))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "error", "word"),
+    [
+        (-0.1, -0.1, 0.01, "falls both ways"),
+        (-0.1, 0.1, 0.01, "rises"),
+        (0.1, -0.1, 0.01, "falls"),
+        (0.1, 0.1, 0.01, "no clear sense"),
+        (-0.1, 0.1, 0.05, "no clear sense"),  # the twin: within three errors
+    ],
+)
+def test_what_a_line_does_is_said_only_beyond_its_errors(left, right, error, word):
+    assert _colliculus.kind([(left, error), (right, error)]) == word
+
+
+def hill(peak, error=0.01):
+    """Accuracies along a line, highest at `peak`; 0.7 in the middle."""
+    x = np.linspace(-0.25, 0.25, 11)
+    return x, 0.7 - 4 * ((x - peak) ** 2 - peak**2), np.full(11, error)
+
+
+@pytest.mark.parametrize(("peak", "word"), [(0.0, "falls both ways"), (0.5, "rises")])
+def test_ends_of_curves_and_of_lines_agree(peak, word):
+    x, mean, error = hill(peak)
+    curves = _colliculus.Curves(
+        x, {"v1": np.stack([0 * mean, mean], -1)}, {"v1": np.stack([error, error], -1)}
+    )
+    line = _colliculus_regimes_lines.Line(x, mean, error)
+    assert _colliculus.kind(curves.ends("v1", 1)) == word
+    np.testing.assert_allclose(curves.ends("v1", 1), line.ends)
+    assert line.rise[0] == pytest.approx(mean[-1] - mean[0])
+
+
+def test_largest_drop_is_that_to_a_later_point():
+    x, mean, error = hill(0.0)
+    up = _colliculus_regimes_lines.Line(x, np.sort(mean), error)
+    down = _colliculus_regimes_lines.Line(x, np.sort(mean)[::-1], error)
+    assert up.drop <= 0.0
+    wanted = np.ptp(mean) / (0.01 * 2**0.5)
+    assert down.drop == pytest.approx(wanted)
+
+
+def silencing(rise):
+    """Accuracies of 200 draws, of which silencing takes `rise` in the Anti task."""
+    rng = np.random.default_rng(0)
+    before = 0.75 + 0.05 * rng.normal(size=(200, 2))
+    after = np.stack([before[:, 0], before[:, 1] - rise], axis=-1)
+    return _colliculus.Silencing(
+        np.array([0.0, 0.85]), {"all": np.stack([before, after])}
+    )
+
+
+def test_rise_of_the_error_is_that_of_the_task():
+    found = silencing(rise=0.5)
+    assert found.rise(0.85, 1) == (pytest.approx(0.5), pytest.approx(0.0, abs=1e-12))
+    assert found.rise(0.85, 0)[0] == pytest.approx(0.0)
+    assert silencing(rise=0.0).rise(0.85, 1)[0] == pytest.approx(0.0)
+
+
+def silenced(flipped):
+    """Two groups, one of each regime: Anti accuracy is one minus Pro, or a constant."""
+    rng = np.random.default_rng(1)
+    pro = 0.75 + 0.1 * rng.normal(size=(2, 300, 1))
+    anti = 1 - pro if flipped else 0.25 + 0.1 * rng.normal(size=pro.shape)
+    draws = {
+        _colliculus_regimes.NONE: np.concatenate([pro, 0 * pro + 0.75], axis=-1),
+        0.85: np.concatenate([pro, anti], axis=-1),
+    }
+    return _colliculus_regimes.Silenced(
+        np.array([-0.75, 0.75]), None, draws, {"task": 1 - anti[..., 0]}
+    )
+
+
+def test_flipped_trials_are_seen():
+    r, _, gap = silenced(flipped=True).flip(0.85, 1)
+    assert r == pytest.approx(-1.0)
+    assert gap == pytest.approx(0.0, abs=1e-12)
+    r, error, gap = silenced(flipped=False).flip(0.85, 1)
+    assert abs(r) < 5 * error
+    assert gap > 0.05
+
+
+def test_correlation_of_an_eigenvalue_with_the_error():
+    values, errors = silenced(flipped=True).correlation("task", 0.85)
+    np.testing.assert_allclose(values, 1.0)
+    assert values.shape == np.shape(errors) == (2,)
+
+
+# -- sensitivity of the stomatogastric circuit -------------------------------------------
+
+
+def look(vector, slopes):
+    """A look at a place whose sensitive direction is `vector`."""
+    across = np.array([-vector[1], vector[0]])
+    directions = SimpleNamespace(vectors=np.stack([vector, across]))
+    tests = [SimpleNamespace(slope=[s], slope_error=[0.1]) for s in slopes]
+    lines = [SimpleNamespace(deltas=np.array(d)) for d in ([-0.3, 0.3], [-0.1, 0.2])]
+    return _stg_sensitivity.Look(directions, np.zeros(2), tests, lines)
+
+
+def test_angle_ratio_and_reach_of_a_look():
+    tilted = np.radians(20)
+    found = look([-np.sin(tilted), np.cos(tilted)], slopes=[3.0, -0.2])
+    assert found.angle == pytest.approx(20)
+    assert found.ratio == pytest.approx(15)
+    assert found.reach == pytest.approx(0.2)
+    assert found.slopes == [(3.0, 0.1), (-0.2, 0.1)]
+    assert look([1.0, 0.0], slopes=[0.2, 3.0]).angle == pytest.approx(90)
+
+
+@pytest.mark.parametrize(("place", "num"), [("middle", 13), ("face", 7), ("corner", 7)])
+def test_distances_stay_in_the_support(place, num):
+    low, high = _stg.LOW, _stg.HIGH
+    point = {"middle": (low + high) / 2, "face": low.copy(), "corner": high - 1e-4}[
+        place
+    ]
+    if place == "face":
+        point = np.array([low[0] + 1e-4, (low[1] + high[1]) / 2])
+    vector = np.array([0.8, 0.6]) if place != "corner" else np.array([0.8, -0.6])
+    deltas = _stg_sensitivity.distances(point, vector)
+    z = point + deltas[:, None] * vector
+    assert ((z > low) & (z < high)).all()
+    assert len(deltas) >= num

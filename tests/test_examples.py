@@ -4,6 +4,7 @@
 """Every script runs, at a tiny size, as a reader would run it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,8 @@ def test_example_runs_and_writes_what_it_promises(name, tmp_path):
     assert "Emergent property inference" in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(files)
     page = (ROOT / f"examples/{name}.py").read_text()
+    has_table = re.search(r"\d+ of \d+ claims hold", printed) is not None
+    assert has_table == ("print_claims" in page)
     for file in files:
         assert file in page
         assert (tmp_path / "out" / file).stat().st_size > 10_000

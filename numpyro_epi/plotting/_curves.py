@@ -74,7 +74,8 @@ def plot_perturbation(
             `{"sensitive": ..., "robust": ...}`.
         result: whose targets to draw.
         statistics: names of sites or components to show. Default: all.
-        labels: `{name: (text, unit)}` by statistic.
+        labels: `{name: (text, unit)}` by statistic, and by latent: if all latents that
+            the direction moves have one unit, distances have it too.
         ax: axes to draw on, one for each statistic that is shown.
 
     Returns:
@@ -92,9 +93,10 @@ def plot_perturbation(
     """
     curves, names = _read_perturbations(perturbations)
     panels, _ = _draw_curves(curves, result, statistics, labels, names, ax)
+    unit = _unit(perturbations, labels)
     for panel in panels.axes:
         panel.axvline(0, color=BLACK, lw=0.7, zorder=0)
-        panel.set_xlabel("distance along the direction")
+        panel.set_xlabel(Label("distance along the direction", unit).axis)
     return panels.axes
 
 
@@ -116,7 +118,7 @@ def plot_bands(
 
     Args:
         bands: what `sensitivity.intervene` returns, of G groups.
-        groups: G names for the legend. Default: their numbers, from 1.
+        groups: G names for the legend. Default: `bands.names`.
         result: whose targets to draw.
         statistics: names of sites or components to show. Default: all.
         labels: `{name: (text, unit)}` by statistic, and of the argument that is varied.
@@ -135,7 +137,7 @@ def plot_bands(
         'gamma'
     """
     curves = _read_bands(bands, groups)
-    names = [*bands.names, bands.argument]
+    names = [*bands.latents, bands.argument]
     panels, texts = _draw_curves(
         curves, result, statistics, labels, names, ax, argument=bands.argument
     )
@@ -156,7 +158,7 @@ def _read_perturbations(value: Any) -> tuple[list[Curve], list[str]]:
     names: list[str] = []
     for label, one in given.items():
         where = f"perturbations[{label!r}]" if label else "perturbations"
-        fields = "deltas statistics standard_errors names"
+        fields = "deltas statistics standard_errors names direction"
         require(one, where, fields, "sensitivity.perturb")
         middle = {k: np.asarray(v, float) for k, v in one.statistics.items()}
         errors = {k: 2 * np.asarray(v, float) for k, v in one.standard_errors.items()}
@@ -170,13 +172,26 @@ def _read_perturbations(value: Any) -> tuple[list[Curve], list[str]]:
     return curves, names
 
 
+def _unit(perturbations: Any, labels: Any) -> str:
+    """The unit that all latents have along which points move, or nothing."""
+    given = perturbations if isinstance(perturbations, Mapping) else {"": perturbations}
+    units = set()
+    for one in given.values():
+        texts = resolve_labels(labels, list(one.names), labels or ())
+        moved = np.abs(np.asarray(one.direction, float)) > 0
+        units |= {
+            texts[name].unit for name, m in zip(one.names, moved, strict=True) if m
+        }
+    return units.pop() if len(units) == 1 else ""
+
+
 def _read_bands(bands: Any, groups: Any) -> list[Curve]:
-    fields = "argument values mean lower upper names"
+    fields = "argument values mean lower upper names latents"
     require(bands, "bands", fields, "sensitivity.intervene")
     if not bands.mean:
         raise ValueError("Expected at least one statistic in `bands`, got none.")
     num = len(next(iter(bands.mean.values())))
-    groups = list(range(1, num + 1)) if groups is None else groups
+    groups = list(bands.names) if groups is None else groups
     if isinstance(groups, str) or len(groups) != num:
         raise ValueError(
             f"Expected {num} names as `groups`, one for each group in `bands`, got "

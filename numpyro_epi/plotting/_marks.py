@@ -120,7 +120,7 @@ def read_arrows(parts: Components, directions: Any) -> list[Arrow]:
     """The most and the least sensitive direction at each point."""
     if directions is None:
         return []
-    fields = "eigenvalues vectors points names coordinates"
+    fields = "eigenvalues vectors tilted_eigenvalues points names coordinates of"
     require(directions, "directions", fields, "sensitivity.directions")
     parts.check_names(directions.names, "`directions`")
     if directions.coordinates != "constrained":
@@ -132,7 +132,9 @@ def read_arrows(parts: Components, directions: Any) -> list[Arrow]:
     num = len(parts.names)
     points = np.asarray(directions.points, float).reshape(-1, num)
     vectors = np.asarray(directions.vectors, float).reshape(-1, num, num)
-    values = np.abs(np.asarray(directions.eigenvalues, float)).reshape(-1, num)
+    own = directions.of == "flow"
+    values = directions.eigenvalues if own else directions.tilted_eigenvalues
+    values = np.abs(np.asarray(values, float)).reshape(-1, num)
     with np.errstate(divide="ignore"):
         lengths = 1.0 / np.sqrt(values)
     chosen = [0] if num == 1 else [0, num - 1]

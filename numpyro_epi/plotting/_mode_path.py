@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
 
 MAX_DRAWS = 4000
+# Components of which all are shown, and how many of more.
+MAX_LATENTS, NUM_CHOSEN = 12, 6
 
 
 @styled
@@ -41,7 +43,9 @@ def plot_mode_path(
     Args:
         path: what `sensitivity.conditional_modes` returns.
         result: that it belongs to. Default: the path alone, without draws or bounds.
-        latents: names of at least two components to show. Default: all.
+        latents: names of at least two components to show. Default: all, or of more than
+            12 the one that is held and the five that move most along the path, in
+            standard deviations of the draws; the figure says so.
         labels: `{name: (text, unit)}` by component or site.
         ax: axes to draw on: an array (D, D), or single axes for two components.
 
@@ -66,6 +70,9 @@ def plot_mode_path(
     require(path, "path", fields, "sensitivity.conditional_modes")
     every = _components(path, result)
     shown = every.indices(latents)
+    is_chosen = latents is None and len(shown) > MAX_LATENTS
+    if is_chosen:
+        shown = _moving(path, every)
     if len(shown) < 2:
         raise ValueError(
             f"Expected at least two components as `latents`, got {len(shown)}. A path "
@@ -81,6 +88,12 @@ def plot_mode_path(
     set_axes(grid, parts, texts, _views(parts, points))
     norm = _draw_path(grid, points, np.asarray(path.values, float), path.converged)
     _draw_key(grid, norm, texts[path.component], parts, path.converged)
+    if is_chosen and ax is None:
+        text = (
+            f"{len(shown)} of {len(every.names)} latents: the one that is held, and "
+            "those that move most"
+        )
+        grid.axes[0, 0].figure.suptitle(text, ha="left", x=0.01, size="medium")
     return grid.axes
 
 
@@ -98,6 +111,16 @@ def _components(path: Any, result: EPIResult | None) -> Components:
     found = components(check_result(result))
     found.check_names(names, "`path`")
     return found
+
+
+def _moving(path: Any, parts: Components) -> list[int]:
+    """The held component, and those that move most along the path."""
+    spread = np.ptp(np.asarray(path.points, float), axis=0)
+    if len(parts.draws):
+        spread = spread / np.maximum(parts.draws.std(axis=0), 1e-12)
+    if path.component in parts.names:
+        spread[parts.names.index(path.component)] = np.inf
+    return sorted(np.argsort(-spread, kind="stable")[:NUM_CHOSEN].tolist())
 
 
 def _views(parts: Components, points: np.ndarray) -> dict[int, tuple[float, float]]:

@@ -107,8 +107,9 @@ def plot_pairs(
         directions: what `sensitivity.directions` returns, in constrained coordinates.
             At each point the most sensitive direction is a solid arrow and the least
             sensitive a dashed one, projected on the panel, of length
-            :math:`1 / \sqrt{|\lambda|}` for the eigenvalue :math:`\lambda`. Longer
-            ones than the panel has room for are cut and lose their head.
+            :math:`1 / \sqrt{|\lambda|}` for the eigenvalue :math:`\lambda` of the law
+            that they are directions of, the flow or the exact one. Longer ones than the
+            panel has room for are cut and lose their head.
         points: reference points: latents `{site: value}` of one or several points, or
             several such mappings by label.
         contours: `{(x, y): (fn, levels)}` with names of two components, a function of

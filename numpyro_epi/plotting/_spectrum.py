@@ -36,10 +36,11 @@ def plot_spectrum(
 
     The left panel has the eigenvalues of log q (circles) and the curvature of the
     tilted density along the same directions (squares): where they differ, the fit
-    speaks, not the model. It is linear around zero and logarithmic further out if
-    eigenvalues differ by more than a factor of 30. The right panel has the components
-    of each direction, one direction to a column. At several points the left panel has
-    all of them, with the median as a line, and the right one root mean squares.
+    speaks, not the model. Without it (`with_tilted=False`) there are no squares. It is
+    linear around zero and logarithmic further out if eigenvalues differ by more than a
+    factor of 30. The right panel has the components of each direction, one direction to
+    a column. At several points the left panel has all of them, with the median as a
+    line, and the right one root mean squares.
 
     Args:
         directions: what `sensitivity.directions` returns.
@@ -97,6 +98,8 @@ def _draw_eigenvalues(
         (0.12, tilted, "s", ORANGE, "w", "tilted density"),
     ]
     for shift, points, marker, color, face, label in rows:
+        if not np.isfinite(points).any():
+            continue  # the tilted density was not asked for
         style: dict[str, Any] = {
             "marker": marker,
             "color": color,

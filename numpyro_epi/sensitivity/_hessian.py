@@ -36,6 +36,11 @@ class Hessian(NamedTuple):
     names: tuple[str, ...]
     coordinates: str
 
+    @property
+    def difference(self) -> np.ndarray:
+        """`matrix - tilted`: what of the curvature is the fit's alone, (..., D, D)."""
+        return self.matrix - self.tilted
+
 
 class Directions(NamedTuple):
     """Result of `directions`, most sensitive first.
@@ -50,6 +55,7 @@ class Directions(NamedTuple):
         points: where, as flat points of the constrained space, (..., D).
         names: of the components, D of them.
         coordinates: of the vectors.
+        of: whose directions they are: "flow" or "tilted".
     """
 
     eigenvalues: np.ndarray
@@ -58,6 +64,12 @@ class Directions(NamedTuple):
     points: np.ndarray
     names: tuple[str, ...]
     coordinates: str
+    of: str
+
+    @property
+    def difference(self) -> np.ndarray:
+        """`eigenvalues - tilted_eigenvalues`: the part of the fit alone, (..., D)."""
+        return self.eigenvalues - self.tilted_eigenvalues
 
 
 def hessian(
@@ -195,7 +207,7 @@ def directions(
         np.einsum("...ij,...jk,...ik->...i", vectors, x.astype(np.float64), vectors)
         for x in (found.matrix, found.tilted)
     )
-    return Directions(own, vectors, tilted, found.points, found.names, coordinates)
+    return Directions(own, vectors, tilted, found.points, found.names, coordinates, of)
 
 
 def _check_finite(matrix: np.ndarray, found: Hessian) -> None:

@@ -34,6 +34,7 @@ class Bands(NamedTuple):
         upper: upper end, `{site: (G, I, *stat)}`.
         standard_error: of `mean`, `{site: (G, I, *stat)}`.
         names: of the groups: "all", or "group 0", ...
+        latents: names of the components of the draws, D of them.
     """
 
     argument: str
@@ -43,6 +44,7 @@ class Bands(NamedTuple):
     upper: dict[str, np.ndarray]
     standard_error: dict[str, np.ndarray]
     names: tuple[str, ...]
+    latents: tuple[str, ...]
 
 
 def intervene(
@@ -119,6 +121,7 @@ def intervene(
         upper=split(np.quantile(draws, 1.0 - tail, axis=2)),
         standard_error=split(error / np.sqrt(draws.shape[2])),
         names=names,
+        latents=layout_of(source).names,
     )
 
 
@@ -148,6 +151,11 @@ def _sources(
             raise ValueError(
                 f"Expected groups of the result's components {list(layout.names)}, got "
                 f"{list(given.names)}."
+            )
+        if given.points.shape[1] == 0:
+            raise ValueError(
+                "Expected draws in every group, got none. Ask `group_by_mode` for at "
+                "least one draw a group."
             )
         labels = tuple(f"group {i}" for i in range(len(given.points)))
         return result, given.points[:, :num], labels

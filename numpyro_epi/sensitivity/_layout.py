@@ -128,6 +128,12 @@ class Layout:
     def check(self, latents: Mapping[str, Any], *, where: str) -> np.ndarray:
         """Points (..., D) inside the support, or an error naming the component."""
         values = self.problem.check_latents(latents)
+        for name, value in values.items():
+            if np.size(value) == 0:
+                raise ValueError(
+                    f"Expected at least one point as {where}, got `{name}` of shape "
+                    f"{np.shape(value)}."
+                )
         inside = np.asarray(self.problem.is_inside(values))
         if not inside.all():
             first = np.argwhere(~inside)[0]

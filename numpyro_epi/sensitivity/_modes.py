@@ -100,7 +100,7 @@ def find_modes(
 
     Raises:
         TypeError: if `result` is no result, or `rng_key` no key.
-        ValueError: if an option is out of range.
+        ValueError: if an option is out of range, or no mode has `min_share`.
         NotImplementedError: if the guide has no density at given points.
 
     Notes:
@@ -128,6 +128,11 @@ def find_modes(
     tops = np.unique(terrain.mode_of)
     tops = tops[np.argsort(-terrain.heights[tops])]
     share = _shares(result, terrain, tops)
+    if not (share >= min_share).any():
+        raise ValueError(
+            f"Expected a `min_share` that some mode has, got {min_share:g}: the "
+            f"largest share is {share.max():.3g}."
+        )
     tops, share = tops[share >= min_share], share[share >= min_share]
     found = climb(result, terrain.points[tops] * scale_of(result))
     component, on_ridge = _components(result, terrain, tops, starts)

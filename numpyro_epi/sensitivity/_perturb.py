@@ -3,7 +3,8 @@
 
 """What the model does along a line through a point, and how soon it loses the property.
 
-Only these functions and those of `_interventions` run the simulator.
+These functions run the simulator, as those of `_interventions` do, and `hessian` where
+it is asked for the tilted density.
 """
 
 from collections.abc import Mapping

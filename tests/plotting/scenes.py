@@ -5,7 +5,6 @@
 
 from functools import cache
 from types import SimpleNamespace
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,57 +15,7 @@ import numpyro_epi as epi
 from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
 from numpyro_epi._train.problem import Problem
 from numpyro_epi.result import EPIResult
-
-
-class Directions(NamedTuple):
-    eigenvalues: Any
-    vectors: Any
-    tilted_eigenvalues: Any
-    points: Any
-    names: Any
-    coordinates: Any
-
-
-class Modes(NamedTuple):
-    latents: Any
-    points: Any
-    log_prob: Any
-    share: Any
-    eigenvalues: Any
-    at_boundary: Any
-    on_ridge: Any
-    component: Any
-    names: Any
-
-
-class ModePath(NamedTuple):
-    component: Any
-    values: Any
-    latents: Any
-    points: Any
-    log_prob: Any
-    converged: Any
-    names: Any
-
-
-class Perturbation(NamedTuple):
-    deltas: Any
-    points: Any
-    statistics: Any
-    standard_errors: Any
-    standard_deviations: Any
-    names: Any
-    direction: Any
-
-
-class Bands(NamedTuple):
-    argument: Any
-    values: Any
-    mean: Any
-    lower: Any
-    upper: Any
-    standard_error: Any
-    names: Any
+from numpyro_epi.sensitivity import Bands, Directions, ModePath, Modes, Perturbation
 
 
 def make_result(model, latents, statistics, log_density, num_epochs=5) -> EPIResult:
@@ -186,7 +135,9 @@ def directions(**changes) -> Directions:
     vectors = np.array([[0.6, 0.8, 0.0], [0.8, -0.6, 0.0], [0.0, 0.0, 1.0]])
     values = np.array([-16.0, -4.0, -1e-3])
     point = np.array([0.2, 0.2, 1.0])
-    made = Directions(values, vectors, 1.1 * values, point, NAMES, "constrained")
+    made = Directions(
+        values, vectors, 1.1 * values, point, NAMES, "constrained", "flow"
+    )
     return made._replace(**changes)
 
 
@@ -230,4 +181,6 @@ def bands(num_groups=2, **changes) -> Bands:
     mean = {"total": total}
     lower, upper = {"total": total - 0.2}, {"total": total + 0.2}
     error = {"total": 0 * total + 0.01}
-    return Bands("gamma", gamma, mean, lower, upper, error, NAMES)._replace(**changes)
+    names = tuple(f"group {k}" for k in range(num_groups))
+    made = Bands("gamma", gamma, mean, lower, upper, error, names, NAMES)
+    return made._replace(**changes)

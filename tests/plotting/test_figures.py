@@ -8,13 +8,14 @@ import importlib
 from dataclasses import replace
 from unittest import mock
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 
-from numpyro_epi import plotting
+from numpyro_epi import plotting, sensitivity
 from numpyro_epi.plotting import (
     plot_bands,
     plot_history,
@@ -24,8 +25,8 @@ from numpyro_epi.plotting import (
     plot_predictive,
     plot_spectrum,
 )
+from numpyro_epi.sensitivity import Directions
 from plotting.scenes import (
-    Directions,
     bands,
     directions,
     line,
@@ -35,6 +36,7 @@ from plotting.scenes import (
     perturbation,
     three,
 )
+from sensitivity_results import gaussian
 from small_results import trained
 
 LABELS = {
@@ -94,7 +96,7 @@ def test_draws_on_the_axes_it_is_given(name):
     axes = plot(ax=given)
     assert set(drawn(axes)) <= set(given.ravel())
     assert len(plt.get_fignums()) == 1
-    assert all(ax.has_data() or num == 9 for ax in drawn(axes))
+    assert all(ax.has_data() for ax in drawn(axes))
 
 
 @everything
@@ -126,7 +128,7 @@ def crowded_pairs():
 def many_directions():
     names = [f"x[{k}]" for k in range(20)]
     values, vectors = -np.geomspace(100, 0.01, 20), np.eye(20)
-    return Directions(values, vectors, values, np.zeros(20), names, "log")
+    return Directions(values, vectors, values, np.zeros(20), names, "log", "flow")
 
 
 # Figures with much text in them.
@@ -227,6 +229,28 @@ def test_refuses_what_is_not_a_result(plot):
         plot({"a": 1.0})
 
 
+def test_draws_what_the_analyses_of_a_run_return():
+    result, key = gaussian(), jax.random.key(0)
+    at = {"z": result.draws.latents["z"].mean(axis=0)}
+    found = sensitivity.directions(result, at)
+    along = sensitivity.perturb(result, at, found.vectors[0], [-0.1, 0.0, 0.1], key)
+    modes_found = sensitivity.find_modes(result, key, num_starts=8)
+    modes_path = sensitivity.conditional_modes(result, "z[0]", [0.5, 1.0, 1.5])
+    groups = sensitivity.group_by_mode(result, modes_path, key, num_per_group=5)
+    changed = sensitivity.intervene(
+        groups, [0.5, 1.0], key, argument="gain", result=result
+    )
+    labels = {"z": ("z", "mV"), "f": ("f", "Hz")}
+    pairs = plot_pairs(result, modes=modes_found, directions=found, labels=labels)
+    assert pairs[1, 0].get_xlabel() == "z[0] (mV)"
+    assert len(plot_spectrum(found, labels=labels)) == 2
+    (first, _) = plot_perturbation(along, result=result, labels=labels)
+    assert first.get_xlabel() == "distance along the direction (mV)"
+    assert plot_mode_path(modes_path, result, labels=labels).shape == (2, 2)
+    (first, _) = plot_bands(changed, result=result, labels=labels)
+    assert [one.get_label() for one in first.lines][1:] == list(changed.names)
+
+
 def test_draws_the_result_of_a_run():
     result = trained().result
     names = {"a[0]", "a[1]", "scope/b"}
@@ -296,6 +320,15 @@ def test_arrows_of_another_length_would_be_seen():
     ax = plot_pairs(three(), directions=directions(eigenvalues=[-4, -2, -1]))[1, 0]
     (arrow,) = ax.texts
     assert not np.allclose(arrow.xy, (0.2 + 0.25 * 0.6, 0.2 + 0.25 * 0.8))
+
+
+def test_arrows_have_the_length_of_the_law_that_they_are_of():
+    ax = plot_pairs(three(), directions=directions(of="tilted"))[1, 0]
+    (arrow,) = ax.texts
+    length = np.hypot(*(np.array(arrow.xy) - 0.2))
+    tilted = -directions().tilted_eigenvalues[0]
+    assert length == pytest.approx(tilted**-0.5)
+    assert tilted**-0.5 != pytest.approx((-directions().eigenvalues[0]) ** -0.5)
 
 
 def test_contours_lie_where_the_function_has_its_levels():
@@ -529,6 +562,19 @@ def test_path_without_a_result_has_no_draws():
     assert low < -1 < 1 < high
 
 
+def test_path_of_many_latents_shows_those_that_move_most():
+    values = np.linspace(-1.0, 1.0, 5)
+    points = values[:, None] * np.where(np.arange(20) % 4 == 3, 0.5, 0.01)
+    points[:, 0] = values
+    names = tuple(f"x[{k}]" for k in range(20))
+    one = path(component="x[0]", points=points, names=names)
+    axes = plot_mode_path(one, normal(20))
+    shown = [ax.get_xlabel() for ax in axes[-1]]
+    assert shown == ["x[0]", *(f"x[{k}]" for k in (3, 7, 11, 15, 19))]
+    assert "6 of 20 latents" in axes[0, 0].figure.get_suptitle()
+    assert plot_mode_path(one, latents=list(names[:13])).shape == (13, 13)
+
+
 def test_path_refuses_bad_input():
     with pytest.raises(ValueError, match="at least two components as `latents`, got 1"):
         plot_mode_path(path(), latents=["a[0]"])
@@ -558,6 +604,16 @@ def test_perturbations_have_bands_and_targets():
     assert [t.get_text() for t in legend.get_texts()][1:] == list(curves)
 
 
+def test_distances_have_the_unit_of_all_latents_that_move():
+    units = {"a": ("gain", "mV"), "scope/b": ("b", "nS")}
+    alike = plot_perturbation(perturbation(), labels=LABELS | units)
+    assert alike[0].get_xlabel() == "distance along the direction (mV)"
+    mixed = perturbation(direction=np.array([0.6, 0.0, 0.8]))
+    for shown in (mixed, {"first": perturbation(), "second": mixed}):
+        axes = plot_perturbation(shown, labels=LABELS | units)
+        assert axes[0].get_xlabel() == "distance along the direction"
+
+
 def test_perturbations_refuse_bad_input():
     with pytest.raises(ValueError, match="at least one perturbation"):
         plot_perturbation({})
@@ -582,6 +638,15 @@ def test_bands_have_a_line_and_a_band_for_each_group():
     low, high = ax.collections[1].get_paths()[0].get_extents().intervaly
     np.testing.assert_allclose((low, high), (-0.5 - 0.2, 0.5 + 0.2))
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("silencing", "total current (nA)")
+
+
+def test_bands_know_their_groups_and_the_labels_of_latents():
+    """One mapping serves all figures, also where it names what is not drawn."""
+    labels = {"a": ("gain", "mV"), "scope/b": "b", "total": "total"}  # not gamma
+    (ax,) = plot_bands(bands(), labels=labels)
+    assert [one.get_label() for one in ax.lines] == ["group 0", "group 1"]
+    with pytest.raises(ValueError, match="got `typo`"):
+        plot_bands(bands(), labels=labels | {"typo": "t"})
 
 
 @pytest.mark.parametrize("num", [2, 7, 9])
@@ -634,6 +699,15 @@ def test_spectrum_of_several_points_shows_all_and_the_median():
     np.testing.assert_allclose([line[0, 1] for line in medians], expected)
     table = np.asarray(vectors.images[0].get_array())
     np.testing.assert_allclose(table.T, np.abs(directions().vectors))
+
+
+def test_spectrum_without_the_tilted_density_does_not_name_it():
+    nothing = np.full(3, np.nan)
+    values, _ = plot_spectrum(directions(tilted_eigenvalues=nothing))
+    (legend,) = values.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["log q"]
+    legend = plot_spectrum(directions())[0].figure.legends[0]
+    assert len(legend.get_texts()) == 2
 
 
 def test_spectrum_refuses_other_shapes():

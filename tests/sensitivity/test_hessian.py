@@ -230,6 +230,32 @@ def test_point_outside_the_support_is_named():
         sensitivity.hessian(sites(), at)
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda r, at: sensitivity.hessian(r, at),
+        lambda r, at: sensitivity.directions(r, at),
+        lambda r, at: sensitivity.perturb(r, at, [1.0, 0.0], [0.0], jax.random.key(0)),
+    ],
+)
+def test_no_points_are_refused(ask):
+    with pytest.raises(ValueError, match=r"at least one point.*`z` of shape \(0, 2\)"):
+        ask(gaussian(), {"z": np.zeros((0, 2))})
+
+
+def test_difference_is_what_the_fit_adds():
+    at = {"z": [1.0, -1.0]}
+    found = sensitivity.hessian(flow(), at)
+    np.testing.assert_array_equal(found.difference, found.matrix - found.tilted)
+    for of in ("flow", "tilted"):
+        ways = sensitivity.directions(flow(), at, of=of)
+        assert ways.of == of
+        expected = np.einsum(
+            "ij,jk,ik->i", ways.vectors, found.difference, ways.vectors
+        )
+        np.testing.assert_allclose(ways.difference, expected, atol=1e-4)
+
+
 def test_unknown_sign_and_foreign_objects_are_refused():
     with pytest.raises(ValueError, match=r"\['z\[0\]', 'z\[1\]'\] as `positive`"):
         sensitivity.directions(gaussian(), AT, positive="w")

@@ -153,6 +153,11 @@ def test_bad_options_of_find_modes_are_named(options, message):
         sensitivity.find_modes(gaussian(), KEY, **options)
 
 
+def test_a_share_that_no_mode_has_is_named():
+    with pytest.raises(ValueError, match="`min_share` that some mode has, got 0.9"):
+        sensitivity.find_modes(two_modes(), KEY, min_share=0.9)
+
+
 def test_bad_arguments_of_a_path_are_named():
     with pytest.raises(ValueError, match=r"\['z\[0\]', 'z\[1\]'\] as `site`, got 'w'"):
         sensitivity.conditional_modes(gaussian(), "w", [0.0])

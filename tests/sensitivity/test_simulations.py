@@ -203,3 +203,9 @@ def test_bad_interventions_are_named():
         sensitivity.intervene(groups, [1.0], KEY, argument="gain")
     with pytest.raises(ValueError, match="groups of the result's components"):
         sensitivity.intervene(groups, [1.0], KEY, argument="gain", result=result)
+    names = ("z[0]", "z[1]")
+    empty = _groups.Groups({}, np.zeros((2, 0, 2)), np.zeros((2, 0)), 1, 0.0, names)
+    with pytest.raises(ValueError, match="draws in every group, got none"):
+        sensitivity.intervene(empty, [1.0], KEY, argument="gain", result=result)
+    bands = sensitivity.intervene(result, [1.0], KEY, argument="gain", num_draws=5)
+    assert bands.latents == names
