@@ -318,7 +318,7 @@ def test_correlation_of_an_eigenvalue_with_the_error():
     assert values.shape == np.shape(errors) == (2,)
 
 
-# -- sensitivity of the stomatogastric circuit -------------------------------------------
+# -- sensitivity of the stomatogastric circuit -----------------------------------------
 
 
 def look(vector, slopes):
