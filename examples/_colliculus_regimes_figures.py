@@ -100,7 +100,7 @@ def plot_regimes(result, lines):
     for ax in axes[:, 1:].flat:
         ax.set_ylabel("")
     axes[2, 0].set_ylabel("change of Anti accuracy")
-    axes[2, 0].legend(fontsize=8)
+    axes[2, 0].legend(fontsize=8, ncols=2, loc="upper right")
     fig.suptitle(
         "The same step changes the Anti task in different ways along the path of modes",
         x=0.01,
@@ -121,8 +121,9 @@ def draw_ends(ax, lines, direction):
             values, mean, 2 * error, fmt="o-", color=color, ms=4, label=f"to {label}"
         )
     for regime, (_, value) in REGIMES.items():
-        ax.axvline(value, color=REGIME_COLORS[regime], lw=0.8, ls=":")
-    ax.set_xlabel("self connection sW of the mode (dotted: regimes 1, 2)")
+        style = {"color": REGIME_COLORS[regime], "lw": 0.8, "ls": ":"}
+        ax.axvline(value, label=f"regime {regime}", **style)
+    ax.set_xlabel("self connection sW of the mode")
 
 
 def plot_silenced(found):
@@ -172,7 +173,7 @@ def draw_errors(ax, found):
     ax.set(
         xlabel="self connection sW of the nearest mode",
         ylabel="mean error (%)",
-        title="Only negative sW suffers at $\\gamma$ = 0.675",
+        title="Errors with and without silencing",
     )
 
 
