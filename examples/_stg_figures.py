@@ -90,9 +90,8 @@ def draw_prediction(ax, result):
 
 
 def draw_lines(ax, moved):
-    ax.axhspan(MEAN - SD, MEAN + SD, color="0.92")
     text = "target $\\pm$ 1 sd"
-    ax.text(moved.distances[0], MEAN - SD, text, va="bottom", color="0.4")
+    ax.axhspan(MEAN - SD, MEAN + SD, color="0.9", label=text)
     styles = ((ORANGE, "o-", "sensitive"), (BLUE, "s--", "robust"))
     for mean, error, (color, fmt, name) in zip(
         moved.means, moved.errors, styles, strict=True
@@ -100,7 +99,7 @@ def draw_lines(ax, moved):
         ax.errorbar(
             moved.distances, mean, error, fmt=fmt, color=color, ms=4, lw=1, label=name
         )
-    ax.legend(loc="lower left", ncols=2)
+    ax.legend(loc="lower left")
     ax.set(
         xlabel="distance from the mode (nS)",
         ylabel="hub frequency (Hz)",
