@@ -22,6 +22,11 @@ flow, and the exact law with the multipliers of the run, whose Hessian comes fro
 simulator (`of="tilted"`): by differences, as derivatives at a point miss the jumps of
 the hub frequency, and at the paper's mode see a plateau 0.1 nS wide.
 
+The multiplier l1 of the mean is not zero, as the frequencies are skewed. So where noise
+is small the law is highest not at 0.55 Hz but at 0.55 - l1 / (2 l2) = 0.53 Hz, with l2
+that of the variance. From there a step one way is nearer to 0.55 Hz and the other way
+further off: at the highest mode the error need not grow with distance.
+
 Robust is the direction of the contour. At the paper's mode the exact law finds it, 23
 degrees from the axis of g_el; a flow misses it by as much as its fit is rough.
 
