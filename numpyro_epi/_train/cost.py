@@ -37,7 +37,7 @@ class Cost(NamedTuple):
         return cls(has_loop, float(_count(jaxpr)), _largest(jaxpr))
 
 
-def _inner(equation: Any) -> Iterator[Any]:
+def inner_programs(equation: Any) -> Iterator[Any]:
     """Programs inside one equation."""
     for value in equation.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
@@ -49,7 +49,7 @@ def _inner(equation: Any) -> Iterator[Any]:
 def _has_primitive(jaxpr: Any, names: set[str]) -> bool:
     return any(
         equation.primitive.name in names
-        or any(_has_primitive(inner, names) for inner in _inner(equation))
+        or any(_has_primitive(inner, names) for inner in inner_programs(equation))
         for equation in jaxpr.eqns
     )
 
@@ -60,7 +60,7 @@ def _count(jaxpr: Any) -> float:
 
 def _count_equation(equation: Any) -> float:
     name, params = equation.primitive.name, equation.params
-    counts = [_count(inner) for inner in _inner(equation)]
+    counts = [_count(inner) for inner in inner_programs(equation)]
     if name == "scan":
         return params["length"] * sum(counts)
     if name == "while":
@@ -78,5 +78,5 @@ def _largest(jaxpr: Any) -> int:
     sizes = [0]
     for equation in jaxpr.eqns:
         sizes += [v.aval.size * v.aval.dtype.itemsize for v in equation.outvars]
-        sizes += [_largest(inner) for inner in _inner(equation)]
+        sizes += [_largest(inner) for inner in inner_programs(equation)]
     return max(sizes)

@@ -21,6 +21,7 @@ from numpyro_epi._math.constraints import Targets
 from numpyro_epi._train.chunks import Chunks
 from numpyro_epi._train.fit import Fit, make_fit
 from numpyro_epi._train.guide import GuideFunctions, Params
+from numpyro_epi._train.lapack import warn_of_deadlock
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import make_pilot
 from numpyro_epi._train.problem import Problem
@@ -63,6 +64,7 @@ class Engine:
         least = min(options.num_evaluation // 4, options.warm_start_size)
         size = max(min(least, MAX_CHUNK), MIN_CHUNK)
         self.chunks = Chunks(problem, guide, size, options.num_particles)
+        warn_of_deadlock(problem, options.num_restarts * options.num_particles)
         self._updates: dict[str, Callable] = {}
         self._compiled_updates: dict[str, Callable] = {}
         self._scans: dict[tuple[str, int], Callable] = {}
