@@ -141,8 +141,8 @@ def claims(runs):
             "Draws amplify stably: Re lambda_1 < 1 and lambda_1^s > 1",
             "nearly all",
             f"{amplify.min():.1%} to {amplify.max():.1%}",
-            f"share of {len(stats[0][NAMES[0]]):,} draws each; bar {LEAST_SHARE:.0%}; by "
-            "reweighting the prior the exact law has 92 +- 1% at N = 2",
+            f"share of {len(stats[0][NAMES[0]]):,} draws each; bar {LEAST_SHARE:.0%}; "
+            "by reweighting the prior the exact law has 92 +- 1% at N = 2",
             verdict(amplify.min() >= LEAST_SHARE, f"only {amplify.min():.1%}"),
         ),
         Claim(
