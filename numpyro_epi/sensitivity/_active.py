@@ -3,6 +3,7 @@
 
 """Directions that matter on average over the whole distribution."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,10 @@ from numpyro_epi.result import EPIResult
 from ._arguments import count
 from ._density import log_q_near
 from ._layout import layout_of, stored_points
+
+# An average of which one draw is more than this share is that of a few draws. Of fewer
+# than 100 draws a larger share may be one's by chance.
+MAX_SHARE = 0.2
 
 
 class ActiveSubspace(NamedTuple):
@@ -39,7 +44,9 @@ def active_subspace(
     """Average outer product of the gradient of log q, and its eigenvectors.
 
     Where `directions` looks at one point, this looks at all draws. For a Gaussian it is
-    the precision, so both agree.
+    the precision, so both agree. At the edge of a bounded support a flow is steep, and
+    the average need not exist in the constrained space: a few draws at the edge decide
+    it then, of which a warning tells. In unconstrained coordinates there is no edge.
 
     Args:
         result: of a run; its stored draws are used.
@@ -51,7 +58,8 @@ def active_subspace(
 
     Raises:
         TypeError: if `result` is no result.
-        ValueError: if an option is unknown or out of range.
+        ValueError: if an option is unknown or out of range, or a draw has no finite
+            gradient, as one that was rounded to the edge of its support.
         NotImplementedError: if the guide has no density at given points.
 
     Example:
@@ -65,6 +73,7 @@ def active_subspace(
     layout = layout_of(result)
     points = stored_points(result)[: count("num_draws", num_draws, 2)]
     gradient = log_q_near(result, points, coordinates).gradient.astype(np.float64)
+    _check_gradient(gradient)
     matrix = gradient.T @ gradient / len(gradient)
     eigenvalues, columns = np.linalg.eigh(matrix)
     vectors = columns.T[::-1]
@@ -76,3 +85,24 @@ def active_subspace(
         names=layout.names,
         coordinates=coordinates,
     )
+
+
+def _check_gradient(gradient: np.ndarray) -> None:
+    """Gradients (n, D) of an average that means something, or an error or a warning."""
+    sizes = (gradient**2).sum(axis=1)
+    num_bad = int((~np.isfinite(sizes)).sum())
+    advice = 'Use `coordinates="unconstrained"`, in which there is no edge.'
+    if num_bad:
+        raise ValueError(
+            f"Expected finite gradients of log q, got others at {num_bad:,} of "
+            f"{len(sizes):,} draws, which were rounded to the edge of their support. "
+            f"{advice}"
+        )
+    share = sizes.max() / max(sizes.sum(), 1e-300)
+    if share > max(MAX_SHARE, 20.0 / len(sizes)):
+        warnings.warn(
+            f"One of {len(sizes):,} draws makes up {share:.0%} of the average: it lies "
+            f"at the edge of its support, or in a fold of the flow. {advice}",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -3,12 +3,15 @@
 
 """Global measures against a Gaussian, for which all have closed forms."""
 
+import warnings
+
 import jax
 import numpy as np
 import pytest
 
 from numpyro_epi import sensitivity
-from numpyro_epi.sensitivity import _information
+from numpyro_epi.sensitivity import _active, _information
+from numpyro_epi.sensitivity._density import log_q_near
 from sensitivity_results import fitted_gaussian, gaussian, sites
 
 KEY = jax.random.key(0)
@@ -103,6 +106,29 @@ def test_active_subspace_of_a_gaussian_is_its_precision():
     assert abs(found.vectors[0] @ vectors[:, 1]) > 0.99
     rebuilt = found.vectors.T @ np.diag(found.eigenvalues) @ found.vectors
     np.testing.assert_allclose(rebuilt, found.matrix, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(1.0, None), (1e3, "makes up"), (np.inf, "1 of 2,000 draws")]
+)
+def test_a_draw_at_the_edge_does_not_decide_in_silence(size, expected, monkeypatch):
+    def steep_at_one(*args):
+        found = log_q_near(*args)
+        scale = np.ones((len(found.gradient), 1))
+        scale[7] = size
+        return found._replace(gradient=found.gradient * scale)
+
+    monkeypatch.setattr(_active, "log_q_near", steep_at_one)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if size == np.inf:
+            with pytest.raises(ValueError, match=expected):
+                sensitivity.active_subspace(gaussian())
+        else:
+            sensitivity.active_subspace(gaussian())
+    messages = [str(w.message) for w in caught if "unconstrained" in str(w.message)]
+    assert len(messages) == (size == 1e3)
+    assert all(expected in message for message in messages)
 
 
 def test_bad_arguments_are_named():
