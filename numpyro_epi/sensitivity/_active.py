@@ -60,7 +60,11 @@ def active_subspace(
         TypeError: if `result` is no result.
         ValueError: if an option is unknown or out of range, or a draw has no finite
             gradient, as one that was rounded to the edge of its support.
-        NotImplementedError: if the guide has no density at given points.
+        NotImplementedError: if the guide has no density at given points, as
+            `AutoBNAFNormal`. Use a flow such as `AutoRealNVP`.
+
+    Warns:
+        RuntimeWarning: if one draw makes up more than a fifth of the average.
 
     Example:
         >>> found = active_subspace(result, num_draws=500)
@@ -73,7 +77,7 @@ def active_subspace(
     layout = layout_of(result)
     points = stored_points(result)[: count("num_draws", num_draws, 2)]
     gradient = log_q_near(result, points, coordinates).gradient.astype(np.float64)
-    _check_gradient(gradient)
+    _check_gradient(gradient, coordinates)
     matrix = gradient.T @ gradient / len(gradient)
     eigenvalues, columns = np.linalg.eigh(matrix)
     vectors = columns.T[::-1]
@@ -87,22 +91,25 @@ def active_subspace(
     )
 
 
-def _check_gradient(gradient: np.ndarray) -> None:
+def _check_gradient(gradient: np.ndarray, coordinates: str) -> None:
     """Gradients (n, D) of an average that means something, or an error or a warning."""
     sizes = (gradient**2).sum(axis=1)
     num_bad = int((~np.isfinite(sizes)).sum())
-    advice = 'Use `coordinates="unconstrained"`, in which there is no edge.'
+    advice = 'Use `coordinates="unconstrained"`, in which supports have no edge.'
+    if coordinates == "unconstrained":
+        advice = (
+            "Look at the draws with the lowest log density: the fit is rough there."
+        )
     if num_bad:
         raise ValueError(
             f"Expected finite gradients of log q, got others at {num_bad:,} of "
-            f"{len(sizes):,} draws, which were rounded to the edge of their support. "
-            f"{advice}"
+            f"{len(sizes):,} draws, as at the edge of a support. {advice}"
         )
     share = sizes.max() / max(sizes.sum(), 1e-300)
     if share > max(MAX_SHARE, 20.0 / len(sizes)):
         warnings.warn(
-            f"One of {len(sizes):,} draws makes up {share:.0%} of the average: it lies "
-            f"at the edge of its support, or in a fold of the flow. {advice}",
+            f"One of {len(sizes):,} draws makes up {share:.0%} of the average, as at "
+            f"the edge of a support or in a fold of the flow. {advice}",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -131,6 +131,15 @@ def test_a_draw_at_the_edge_does_not_decide_in_silence(size, expected, monkeypat
     assert all(expected in message for message in messages)
 
 
+def test_advice_is_never_what_was_done():
+    steep = np.ones((1000, 2))
+    steep[0] = 1e3
+    with pytest.warns(RuntimeWarning, match='Use `coordinates="unconstrained"`'):
+        _active._check_gradient(steep, "constrained")
+    with pytest.warns(RuntimeWarning, match="lowest log density"):
+        _active._check_gradient(steep, "unconstrained")
+
+
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="at least 1000 as `num_draws`, got 10"):
         sensitivity.information(gaussian(), KEY, num_draws=10)

@@ -3,6 +3,8 @@
 
 """Hessians and directions of laws whose curvature is known."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -265,9 +267,24 @@ def test_unknown_sign_and_foreign_objects_are_refused():
         sensitivity.directions(gaussian(), AT, colour="red")
 
 
-def test_guide_without_a_density_is_named():
+NEED_A_DENSITY = {
+    "hessian": lambda result: sensitivity.hessian(result, AT),
+    "directions": lambda result: sensitivity.directions(result, AT),
+    "find_modes": lambda result: sensitivity.find_modes(result, jax.random.key(1)),
+    "conditional_modes": lambda r: sensitivity.conditional_modes(r, "z[0]", [0.0, 0.1]),
+    "information": lambda result: sensitivity.information(result, jax.random.key(1)),
+    "active_subspace": lambda result: sensitivity.active_subspace(result),
+}
+
+
+@cache
+def without_a_density():
     options = {**TINY, "num_steps": 2}
     guide = AutoBNAFNormal(gaussian_model, num_flows=1, hidden_factors=[2])
-    result = epi.EPI(gaussian_model, guide, **options).run(jax.random.key(0))
+    return epi.EPI(gaussian_model, guide, **options).run(jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", NEED_A_DENSITY)
+def test_guide_without_a_density_is_named(name):
     with pytest.raises(NotImplementedError, match="AutoBNAFNormal has no density"):
-        sensitivity.hessian(result, AT)
+        NEED_A_DENSITY[name](without_a_density())
