@@ -11,7 +11,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import optax
-from numpyro.infer.autoguide import AutoMultivariateNormal
+from numpyro.infer import init_to_value
+from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 import numpyro_epi as epi
 
@@ -99,3 +100,18 @@ def edge():
     """A spline flow on `edge_model`: the exact density rises towards z0 = 1."""
     guide = partial(epi.guides.AutoNeuralSpline, num_flows=1, hidden_dims=(8,))
     return epi.EPI(edge_model, guide, **SMALL).run(KEY)
+
+
+def interval_model():
+    """A latent of the unit interval and one of the line; the target does not matter."""
+    a = numpyro.sample("a", dist.Uniform(0.0, 1.0))
+    numpyro.sample("b", dist.Normal(0.0, 1.0))
+    epi.emergent_property(a, mean=0.85, name="first")
+
+
+@cache
+def logit_normal(scale):
+    """A result that training has left alone: logit(a) ~ N(logit(0.9), scale^2)."""
+    start = init_to_value(values={"a": 0.9, "b": 0.0})
+    guide = partial(AutoNormal, init_loc_fn=start, init_scale=scale)
+    return epi.EPI(interval_model, guide, optax.sgd(0.0), **TINY).run(KEY)

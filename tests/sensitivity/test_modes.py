@@ -9,7 +9,13 @@ import pytest
 
 from numpyro_epi import sensitivity
 from numpyro_epi.sensitivity import _passes
-from sensitivity_results import edge, fitted_gaussian, gaussian, sites, two_modes
+from sensitivity_results import (
+    fitted_gaussian,
+    gaussian,
+    logit_normal,
+    sites,
+    two_modes,
+)
 
 KEY = jax.random.key(0)
 
@@ -43,11 +49,21 @@ def test_both_modes_are_found_once_each():
     assert (found.log_prob[:-1] >= found.log_prob[1:]).all()
 
 
-def test_a_mode_held_by_the_edge_is_flagged():
-    """The exact density rises exponentially towards z0 = 1 and is flat in z1."""
-    found = sensitivity.find_modes(edge(), KEY, num_starts=50)
-    assert found.at_boundary[0]
-    assert found.points[0, 0] > 0.95
+# Where the density of a logit-normal law is stationary, logit(a) = x has
+# logit(0.9) - x = scale^2 (1 - 2 a): beyond 0.999, just above 0.001; and in between.
+@pytest.mark.parametrize(
+    ("scale", "is_held"), [(3.0, [True, False]), (0.5, [False])], ids=["wide", "narrow"]
+)
+def test_a_mode_held_by_the_edge_is_flagged(scale, is_held):
+    found = sensitivity.find_modes(logit_normal(scale), KEY, num_starts=50)
+    assert found.at_boundary.tolist() == is_held
+    a, b = found.points.T.astype(np.float64)
+    np.testing.assert_allclose(b, 0.0, atol=1e-3)
+    logit = np.log(a / (1 - a))
+    slope = np.log(9.0) - logit - scale**2 * (1 - 2 * a)
+    np.testing.assert_allclose(slope[~found.at_boundary], 0.0, atol=1e-2)
+    assert (slope[found.at_boundary] > 1.0).all()
+    assert (a[found.at_boundary] > 0.99).all()
 
 
 def test_modes_of_several_sites_lie_inside_the_support():
