@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _claims import Claim, verdict
-from _modes import Mode, find_mode
+from _modes import find_mode
 
 from numpyro_epi.circuits import colliculus
 
@@ -153,61 +153,6 @@ def find_modes(result):
         modes[float(value)] = mode._replace(directions=signs * mode.directions)
         point = mode.point
     return modes
-
-
-class Curves(NamedTuple):
-    """Accuracies when connections move away from a mode.
-
-    Attributes:
-        distances: Shape (m,), symmetric about 0.
-        means: `{direction: (m, 2)}`, accuracies in Pro and Anti.
-        errors: Standard errors, alike.
-    """
-
-    distances: np.ndarray
-    means: dict[str, np.ndarray]
-    errors: dict[str, np.ndarray]
-
-    def slope(self, direction, task):
-        """Accuracy at the right end minus that at the left, and its error."""
-        mean, error = self.means[direction][:, task], self.errors[direction][:, task]
-        return mean[-1] - mean[0], np.hypot(error[-1], error[0])
-
-    def ends(self, direction, task):
-        """Changes of an accuracy towards both ends, and their errors."""
-        mean, error = self.means[direction][:, task], self.errors[direction][:, task]
-        middle = len(mean) // 2
-        return [
-            (mean[k] - mean[middle], np.hypot(error[k], error[middle])) for k in (0, -1)
-        ]
-
-
-# What an accuracy does along a line.
-KINDS = ("falls both ways", "rises", "falls", "no clear sense")
-
-
-def kind(ends):
-    """In words, what happens towards the two ends of a line; bar of three errors."""
-    left, right = (int(np.sign(x)) * (abs(x) > 3 * e) for x, e in ends)
-    return {(-1, -1): KINDS[0], (-1, 1): KINDS[1], (1, -1): KINDS[2]}.get(
-        (left, right), KINDS[3]
-    )
-
-
-def perturb(mode: Mode, rng_key, num_repeats=25):
-    """Move along the sensitive direction and along two eigenvalues."""
-    axes = 2.0 * np.asarray(colliculus.from_eigenvalues(np.eye(4)))
-    lines = {"sensitive": mode.directions[0], "task": axes[2], "diag": axes[3]}
-    distances = np.linspace(-0.25, 0.25, 11)
-    means, errors = {}, {}
-    for i, (name, direction) in enumerate(lines.items()):
-        z = mode.point + distances[:, None] * direction
-        z = jnp.asarray(np.repeat(z, num_repeats, axis=0), jnp.float32)
-        found = np.asarray(accuracies(z, jax.random.fold_in(rng_key, i)))
-        found = found.reshape(len(distances), num_repeats, 2)
-        means[name] = found.mean(axis=1)
-        errors[name] = found.std(axis=1) / num_repeats**0.5
-    return Curves(distances, means, errors)
 
 
 class Silencing(NamedTuple):

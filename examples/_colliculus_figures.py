@@ -166,8 +166,8 @@ def draw_accuracies(ax, result):
     )
 
 
-def plot_perturbations(curves):
-    """Rows: tasks; columns: directions; colours: regimes."""
+def plot_perturbations(around):
+    """Rows: tasks; columns: directions; colours: regimes; thin: at draws."""
     fig, axes = plt.subplots(2, 3, figsize=(10, 6), sharex=True, sharey="row")
     titles = {
         "sensitive": "along the sensitive direction",
@@ -176,24 +176,33 @@ def plot_perturbations(curves):
     }
     for column, (direction, title) in zip(axes.T, titles.items(), strict=True):
         column[0].set_title(title)
-        column[1].set_xlabel("distance from the mode")
+        column[1].set_xlabel("distance from the mode or the draw")
         for task, ax in enumerate(column):
-            for regime, found in curves.items():
+            for regime, (found, draws) in around.items():
+                for curves in draws:
+                    ax.plot(
+                        curves.distances,
+                        curves.means[direction][:, task],
+                        color=REGIME_COLORS[regime],
+                        lw=0.6,
+                        alpha=0.35,
+                    )
                 ax.errorbar(
                     found.distances,
                     found.means[direction][:, task],
                     found.errors[direction][:, task],
                     fmt="o-",
                     color=REGIME_COLORS[regime],
-                    ms=3,
-                    lw=1.2,
-                    label=f"regime {regime} (sW = {REGIMES[regime][1]:+g})",
+                    ms=4,
+                    lw=2.0,
+                    label=f"mode of regime {regime} (sW = {REGIMES[regime][1]:+g})",
                 )
     axes[0, 0].set_ylabel("accuracy in the Pro task")
     axes[1, 0].set_ylabel("accuracy in the Anti task")
     axes[0, 0].legend(loc="upper left")
     fig.suptitle(
-        "The same step changes the Anti task in different ways in the two regimes",
+        "The same step changes the Anti task in different ways: at the modes (thick) "
+        "and at 30 draws of each regime (thin)",
         x=0.01,
         ha="left",
         fontsize=12,

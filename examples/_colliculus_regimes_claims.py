@@ -8,14 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from _claims import Claim, verdict
 from _colliculus import (
-    KINDS,
     PUBLISHED_SPEED_UP,
     REGIMES,
     SELF,
     both,
-    kind,
     task_claim,
 )
+from _colliculus_curves import KINDS, kind
 from _colliculus_regimes import (
     EXPERIMENT,
     SATURATED,

@@ -5,7 +5,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-from _colliculus import CONNECTIONS, REGIMES
+from _colliculus import CONNECTIONS, REGIMES, SELF
 from _colliculus_figures import REGIME_COLORS
 from _colliculus_regimes import EXPERIMENT, NONE, SATURATED
 from _colliculus_regimes_lines import line_of
@@ -78,8 +78,12 @@ def draw_entries(ax, path):
     ax.legend(fontsize=7, ncols=4, loc="upper center", borderaxespad=0)
 
 
-def plot_regimes(result, lines):
-    """Columns: directions. Rows: Pro, Anti, and ends of the lines along the path."""
+def plot_regimes(result, lines, census):
+    """Columns: directions. Rows: Pro, Anti, and ends of the lines along the path.
+
+    The last row also has the lines from draws, which take v1 of the exact law.
+    """
+    around = {"exact law": "v1", "task": "task", "diag": "diag"}
     titles = {
         "flow": "along v1 of the flow",
         "exact law": "along v1 of the exact law",
@@ -95,6 +99,8 @@ def plot_regimes(result, lines):
         plotting.plot_perturbation(named, result=result, labels=LABELS, ax=column[:2])
         column[0].set_title(title)
         draw_ends(column[2], lines, direction)
+        if direction in around:
+            draw_census(column[2], census, around[direction])
         if k > 0:
             column[0].get_legend().remove()
     for ax in axes[:, 1:].flat:
@@ -102,7 +108,8 @@ def plot_regimes(result, lines):
     axes[2, 0].set_ylabel("change of Anti accuracy")
     axes[2, 0].legend(fontsize=8, ncols=2, loc="upper right")
     fig.suptitle(
-        "The same step changes the Anti task in different ways along the path of modes",
+        "The same step changes the Anti task in different ways along the path of modes "
+        "(lines), and at draws near it (small dots)",
         x=0.01,
         ha="left",
         fontsize=12,
@@ -124,6 +131,14 @@ def draw_ends(ax, lines, direction):
         style = {"color": REGIME_COLORS[regime], "lw": 0.8, "ls": ":"}
         ax.axvline(value, label=f"regime {regime}", **style)
     ax.set_xlabel("self connection sW of the mode")
+
+
+def draw_census(ax, census, name):
+    """The same changes at draws of both regimes."""
+    for regime, places in census.places.items():
+        for k, color in enumerate((PINK, GREEN)):
+            change = census.ends[name][regime][:, k, 0]
+            ax.plot(places[:, SELF], change, ".", color=color, ms=3, alpha=0.5)
 
 
 def plot_silenced(found):

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from _colliculus import BOUND, KINDS, MEAN, REGIMES, SD, SELF, kind
+from _colliculus import BOUND, MEAN, REGIMES, SD, SELF
+from _colliculus_curves import KINDS, kind
 from _colliculus_regimes import EIGENMODES, REACH, Path
 
 from numpyro_epi import sensitivity
@@ -91,12 +92,13 @@ class Census(NamedTuple):
     """Draws of both regimes, and how Anti accuracy changes around them.
 
     Attributes:
-        v1: Sensitive direction of the exact law at each draw, hW negative,
-            `{regime: (n, 4)}`.
+        places: The draws, `{regime: (n, 4)}`.
+        v1: Sensitive direction of the exact law at each, hW negative, alike.
         ends: Changes of Anti accuracy from a draw to both ends of a line, with errors,
             along v1, v_task and v_diag: `{name: {regime: (n, 2, 2)}}`.
     """
 
+    places: dict
     v1: dict
     ends: dict
 
@@ -132,9 +134,10 @@ def take_census(result, rng_key, num_places, num_simulations) -> Census:
     order = np.argsort(np.maximum(*gaps) >= SD, kind="stable")
     z = z[order][(np.abs(z[order]) < BOUND - REACH).all(axis=1)]
     fixed = eigenmode_axes()
-    v1, ends = {}, {name: {} for name in ("v1", *fixed)}
+    chosen, v1, ends = {}, {}, {name: {} for name in ("v1", *fixed)}
     for regime, ((low, high), _) in REGIMES.items():
         places = z[(z[:, SELF] > low) & (z[:, SELF] < high)][:num_places]
+        chosen[regime] = places
         v1[regime] = sensitivity.directions(
             result,
             {"z": places},
@@ -162,4 +165,4 @@ def take_census(result, rng_key, num_places, num_simulations) -> Census:
                     for place, way, key in zip(places, ways, keys, strict=True)
                 ]
             )
-    return Census(v1, ends)
+    return Census(chosen, v1, ends)

@@ -67,7 +67,7 @@ def main(args):
     save(
         {
             "colliculus_modes.png": lambda: plot_modes(result, path),
-            "colliculus_regimes.png": lambda: plot_regimes(result, lines),
+            "colliculus_regimes.png": lambda: plot_regimes(result, lines, census),
             "colliculus_opto.png": lambda: plot_silenced(silenced),
         },
         args,

@@ -19,6 +19,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import _claims
 import _colliculus
+import _colliculus_curves
 import _colliculus_regimes
 import _colliculus_regimes_lines
 import _modes
@@ -226,7 +227,7 @@ def test_accepted_connections_have_the_accuracies():
 def test_slopes_are_taken_between_the_ends():
     distances = np.linspace(-0.25, 0.25, 11)
     mean = np.stack([0.7 + distances, 0.7 - distances**2], axis=-1)
-    curves = _colliculus.Curves(distances, {"x": mean}, {"x": 0.01 + 0 * mean})
+    curves = _colliculus_curves.Curves(distances, {"x": mean}, {"x": 0.01 + 0 * mean})
     assert curves.slope("x", 0)[0] == pytest.approx(0.5)
     assert curves.slope("x", 1) == pytest.approx((0.0, 0.01 * 2**0.5))
 
@@ -242,7 +243,7 @@ def test_slopes_are_taken_between_the_ends():
     ],
 )
 def test_what_a_line_does_is_said_only_beyond_its_errors(left, right, error, word):
-    assert _colliculus.kind([(left, error), (right, error)]) == word
+    assert _colliculus_curves.kind([(left, error), (right, error)]) == word
 
 
 def hill(peak, error=0.01):
@@ -254,11 +255,11 @@ def hill(peak, error=0.01):
 @pytest.mark.parametrize(("peak", "word"), [(0.0, "falls both ways"), (0.5, "rises")])
 def test_ends_of_curves_and_of_lines_agree(peak, word):
     x, mean, error = hill(peak)
-    curves = _colliculus.Curves(
+    curves = _colliculus_curves.Curves(
         x, {"v1": np.stack([0 * mean, mean], -1)}, {"v1": np.stack([error, error], -1)}
     )
     line = _colliculus_regimes_lines.Line(x, mean, error)
-    assert _colliculus.kind(curves.ends("v1", 1)) == word
+    assert _colliculus_curves.kind(curves.ends("v1", 1)) == word
     np.testing.assert_allclose(curves.ends("v1", 1), line.ends)
     assert line.rise[0] == pytest.approx(mean[-1] - mean[0])
 

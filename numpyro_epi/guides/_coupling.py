@@ -76,22 +76,24 @@ class FlowDistribution(dist.TransformedDistribution):
         return self.base_dist.log_prob(value) + log_det
 
 
-class ElementwiseMap(Protocol):
-    """A family of increasing functions f of one real number. Static, hashable."""
+class CouplingMap(Protocol):
+    """A family of bijections f of the moved coordinates. Static, hashable."""
 
     @property
     def num_parameters(self) -> int:
-        """Length of theta. At theta = 0, f is the identity."""
+        """Length of theta for each coordinate. At theta = 0, f is the identity."""
 
     def forward(self, x: jax.Array, theta: jax.Array) -> Pair:
-        """Return f(x), like x, and log f'(x), given theta.
+        """Return f(x), like x, and terms, like x, of log |det df/dx|.
 
-        Theta has the shape of x, or one that broadcasts to it, and then
-        `num_parameters`. What depends on theta alone need not be broadcast to x.
+        The terms are the log-slopes where f moves coordinates one by one; only their
+        sum over the last axis counts. Theta has the shape of x, or one that broadcasts
+        to it, and then `num_parameters`. What depends on theta alone need not be
+        broadcast to x.
         """
 
     def inverse(self, y: jax.Array, theta: jax.Array) -> Pair:
-        """Return the x with f(x) = y, and log dx/dy, as `forward` does."""
+        """Return the x with f(x) = y, and terms of log |det dx/dy|, as `forward`."""
 
 
 def partitions(latent_dim: int, num_layers: int) -> list[Partition]:

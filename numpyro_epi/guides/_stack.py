@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._conditioner import Activation, Network, apply_network
-from ._coupling import ElementwiseMap, FlowLayer, Pair, Partition
+from ._coupling import CouplingMap, FlowLayer, Pair, Partition
 from ._mixing import Mixing, inverse_matrix, log_determinant, mixing_matrix, product
 
 # Even layers are alike in their shapes, and so are odd ones.
@@ -34,11 +34,11 @@ class _Layer(NamedTuple):
 class CouplingStack(FlowLayer):
     r"""Layers that each move some coordinates, in a way that the others determine.
 
-    With a partition a (`kept`), b (`moved`) of the coordinates, a family of increasing
-    functions f, a network :math:`\theta` and an invertible matrix W, a layer is
+    With a partition a (`kept`), b (`moved`) of the coordinates, a family of bijections
+    f, a network :math:`\theta` and an invertible matrix W, a layer is
 
     .. math:: h = W x + t, \quad y_a = h_a, \quad y_b = f(h_b; \theta(h_a)), \qquad
-        \log |\det dy/dx| = \log |\det W| + \sum_b \log f'(h_b; \theta(h_a)).
+        \log |\det dy/dx| = \log |\det W| + \log |\det f'(h_b; \theta(h_a))|.
 
     Either way costs one pass of each network. Between layers, coordinates stay in the
     order kept, moved: W is permuted once for all draws, instead of the draws.
@@ -62,7 +62,7 @@ class CouplingStack(FlowLayer):
         self,
         networks: list[Network],
         mixings: list[Mixing],
-        function: ElementwiseMap,
+        function: CouplingMap,
         partitions: tuple[Partition, ...],
         *,
         activation: Activation = jax.nn.silu,

@@ -31,7 +31,7 @@ from numpyro.infer.initialization import init_to_uniform
 from .._sites import Latent, find_latents, sample_unconstrained
 from .._typing import Message, Model
 from ._conditioner import Activation, Network, init_networks
-from ._coupling import ElementwiseMap, FlowDistribution, Partition, partitions
+from ._coupling import CouplingMap, FlowDistribution, Partition, partitions
 from ._distributions import StandardNormal
 from ._mixing import init_mixing
 from ._prior import Base, make_base
@@ -136,10 +136,14 @@ class AutoFlow(AutoContinuous):
         """Number of layers; by default it depends on the model's latents."""
         if self._num_flows is not None:
             return self._num_flows
+        return self._default_num_flows
+
+    @property
+    def _default_num_flows(self) -> int:
         return DEEP_FLOWS if self.latent_dim >= DEEP_LATENTS else NUM_FLOWS
 
     @abstractmethod
-    def _get_function(self) -> ElementwiseMap:
+    def _get_function(self) -> CouplingMap:
         """The functions along which layers move coordinates."""
 
     @property

@@ -6,7 +6,7 @@
 from typing import Any
 
 from .._typing import Model
-from ._coupling import ElementwiseMap
+from ._coupling import CouplingMap
 from ._rational_quadratic import RationalQuadratic
 from .base import AutoFlow, check_count
 
@@ -67,5 +67,5 @@ class AutoNeuralSpline(AutoFlow):
         self.bound = float(bound)
         super().__init__(model, **options)
 
-    def _get_function(self) -> ElementwiseMap:
+    def _get_function(self) -> CouplingMap:
         return RationalQuadratic(self.num_bins, self.bound)

@@ -3,11 +3,17 @@
 
 """The default guide: affine coupling layers, smooth and fast both ways."""
 
-from ._affine import Affine
+from typing import Any
+
+from .._typing import Model
+from ._affine import Affine, DirectedAffine
 from ._bend import Bends
-from ._coupling import ElementwiseMap
+from ._coupling import CouplingMap
 from .base import AutoFlow
 
+# From so many latent coordinates on, layers scale along a direction by default, and so
+# many of them do for a flow of any width.
+DIRECTED_LATENTS, MAX_DIRECTED_FLOWS = 16, 8
 BENDS_PER_FLOW = 2
 # Of one layer: it scales by up to 7.4, and layers multiply.
 MAX_LOG_SCALE = 2.0
@@ -28,11 +34,27 @@ class AutoRealNVP(AutoFlow):
     smooth nonlinearity, as by default, the density has derivatives of all orders, which
     the Hessians of sensitivity analysis need.
 
+    With many latents, a property of sums of products, such as an eigenvalue of a
+    product of matrices, ties the moved coordinates along a direction that depends on
+    the kept ones. No scale of single coordinates can follow it, so each layer then
+    scales along a vector v(x_a) too (if `directed`), by up to 7.4:
+
+    .. math:: y_b \leftarrow y_b + \frac{e^{\alpha(x_a)} - 1}{1 + |v|^2}\, v\,
+        (v^\top y_b).
+
     A model with a single latent coordinate has none to keep. Its flow is a chain of
     `2 * num_flows` smooth functions that bend once, each with an exact inverse. It fits
-    truncated and bimodal densities; `hidden_dims` and `nonlinearity` play no part.
+    truncated and bimodal densities; `hidden_dims`, `nonlinearity` and `directed` play
+    no part.
 
-    Arguments, attributes and errors are those of `AutoFlow`.
+    Args:
+        model: See `AutoFlow`.
+        directed: Whether layers also scale along a direction; by default, from 16
+            latent coordinates on. Then the default of `num_flows` is at most 8.
+        **options: See `AutoFlow`.
+
+    Raises:
+        ValueError: If an option is out of range, and as `AutoFlow`.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist, optax
@@ -55,9 +77,36 @@ class AutoRealNVP(AutoFlow):
         arXiv:1605.08803, equations 7 and 8.
     """
 
-    def _get_function(self) -> ElementwiseMap:
+    def __init__(
+        self, model: Model, *, directed: bool | None = None, **options: Any
+    ) -> None:
+        if directed is not None and not isinstance(directed, bool):
+            raise ValueError(
+                f"Expected True, False or None as `directed`, got {directed!r}. None, "
+                "the default, leaves it to the number of latent coordinates."
+            )
+        self._directed = directed
+        super().__init__(model, **options)
+
+    @property
+    def directed(self) -> bool:
+        """Whether layers scale along a direction; by default, it depends on D."""
+        if self.latent_dim == 1:
+            return False
+        if self._directed is not None:
+            return self._directed
+        return self.latent_dim >= DIRECTED_LATENTS
+
+    @property
+    def _default_num_flows(self) -> int:
+        default = super()._default_num_flows
+        return min(default, MAX_DIRECTED_FLOWS) if self.directed else default
+
+    def _get_function(self) -> CouplingMap:
         if self.latent_dim == 1:
             return Bends(BENDS_PER_FLOW * self.num_flows)
+        if self.directed:
+            return DirectedAffine(MAX_LOG_SCALE)
         return Affine(MAX_LOG_SCALE)
 
     @property

@@ -21,6 +21,9 @@ SMALL = {"num_flows": 1, "hidden_dims": (4,)}
 
 GUIDES = {
     "real_nvp": partial(AutoRealNVP, num_flows=3, hidden_dims=(8,)),
+    "real_nvp, directed": partial(
+        AutoRealNVP, num_flows=3, hidden_dims=(8,), directed=True
+    ),
     "neural_spline": partial(
         AutoNeuralSpline, num_flows=2, hidden_dims=(8,), num_bins=4
     ),

@@ -13,10 +13,11 @@ from scipy import integrate, stats
 
 from guides.tables import GUIDES, at_random, latents, quick_jit, untrained
 from numpyro_epi.guides import AutoRealNVP
-from numpyro_epi.guides._affine import Affine
+from numpyro_epi.guides._affine import Affine, DirectedAffine
 from numpyro_epi.guides._coupling import partitions
 
-CASES = [(name, num) for name in GUIDES for num in (1, 2, 3)] + [("real_nvp", 5)]
+CASES = [(name, num) for name in GUIDES for num in (1, 2, 3)]
+CASES += [("real_nvp", 5), ("real_nvp, directed", 5)]
 each_case = pytest.mark.parametrize(("name", "num"), CASES)
 
 
@@ -32,6 +33,16 @@ class NoLogDet(Affine):
 
     def forward(self, x, theta):
         return super().forward(x, theta)[0], jnp.zeros_like(x)
+
+
+class WrongRankOne(DirectedAffine):
+    """Broken twin: undoes the change along a direction as if it were a small one."""
+
+    def inverse(self, y, theta):
+        v, square, gain = self._split(theta)
+        h = y - (gain * (v * y).sum(-1))[..., None] * v
+        x, log_scale = Affine(self.max_log_scale).inverse(h, theta)
+        return x, log_scale - jnp.log1p(gain * square)[..., None] / v.shape[-1]
 
 
 class NoExactInverse(Affine):
@@ -90,6 +101,7 @@ def test_transforms_obey_the_laws(name, num):
     [
         (NoLogDet, {"log-det", "density of a point"}),
         (NoExactInverse, {"inverse of forward", "forward of inverse"}),
+        (WrongRankOne, {"inverse of forward", "forward of inverse"}),
     ],
 )
 def test_laws_flag_a_broken_transform(function, laws):

@@ -40,6 +40,29 @@ def test_options_of_splines_out_of_range_are_refused(options, message):
         AutoNeuralSpline(latents(2), **options)
 
 
+def test_a_wrong_choice_of_directions_is_refused():
+    with pytest.raises(ValueError, match="`directed`, got 'both'"):
+        AutoRealNVP(latents(2), directed="both")
+
+
+@pytest.mark.parametrize(
+    ("latent_dim", "directed", "expected", "num_flows"),
+    [
+        (1, True, False, 6),
+        (2, None, False, 6),
+        (2, True, True, 6),
+        (8, None, False, 12),
+        (8, True, True, 8),
+        (16, None, True, 8),
+        (16, False, False, 12),
+    ],
+)
+def test_directions_and_layers_by_default(latent_dim, directed, expected, num_flows):
+    guide = AutoRealNVP(latents(latent_dim), directed=directed)
+    guide._setup_prototype()
+    assert (guide.directed, guide.num_flows) == (expected, num_flows)
+
+
 @pytest.mark.parametrize("option", ["base_loc", "base_scale"])
 def test_a_base_of_the_wrong_shape_is_refused(option):
     with pytest.raises(ValueError, match=rf"shape \(2,\) as `{option}`"):
