@@ -199,7 +199,8 @@ def plot_perturbations(around):
                 )
     axes[0, 0].set_ylabel("accuracy in the Pro task")
     axes[1, 0].set_ylabel("accuracy in the Anti task")
-    axes[0, 0].legend(loc="upper left")
+    handles = axes[0, 0].get_legend_handles_labels()
+    fig.legend(*handles, loc="upper left", ncols=2, bbox_to_anchor=(0.0, 0.96))
     fig.suptitle(
         "The same step changes the Anti task in different ways: at the modes (thick) "
         "and at 30 draws of each regime (thin)",
@@ -207,7 +208,7 @@ def plot_perturbations(around):
         ha="left",
         fontsize=12,
     )
-    fig.tight_layout()
+    fig.tight_layout(rect=(0, 0, 1, 0.97))
     return fig
 
 

@@ -274,6 +274,9 @@ NEED_A_DENSITY = {
     "conditional_modes": lambda r: sensitivity.conditional_modes(r, "z[0]", [0.0, 0.1]),
     "information": lambda result: sensitivity.information(result, jax.random.key(1)),
     "active_subspace": lambda result: sensitivity.active_subspace(result),
+    "group_by_mode": lambda result: sensitivity.group_by_mode(
+        result, some_modes(), jax.random.key(1), num_per_group=2
+    ),
 }
 
 
@@ -282,6 +285,11 @@ def without_a_density():
     options = {**TINY, "num_steps": 2}
     guide = AutoBNAFNormal(gaussian_model, num_flows=1, hidden_factors=[2])
     return epi.EPI(gaussian_model, guide, **options).run(jax.random.key(0))
+
+
+def some_modes():
+    """Of another result: those of one without a density cannot be found."""
+    return sensitivity.find_modes(gaussian(), jax.random.key(1), num_starts=10)
 
 
 @pytest.mark.parametrize("name", NEED_A_DENSITY)
