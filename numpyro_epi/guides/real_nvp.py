@@ -11,8 +11,8 @@ from ._bend import Bends
 from ._coupling import CouplingMap
 from .base import AutoFlow
 
-# From so many latent coordinates on, layers scale along a direction by default, and so
-# many of them do for a flow of any width.
+# From so many latent coordinates on, layers scale along a direction by default; with
+# it, more than so many layers gain next to nothing.
 DIRECTED_LATENTS, MAX_DIRECTED_FLOWS = 16, 8
 BENDS_PER_FLOW = 2
 # Of one layer: it scales by up to 7.4, and layers multiply.
