@@ -69,7 +69,8 @@ class AutoFlow(AutoContinuous):
         prefix: Prefix of the guide's own sites.
         init_loc_fn: Initial values that replace `base_loc` if that is None.
         num_flows: Number of layers; by default 6, and 12 for 8 latent coordinates or
-            more. One moves only half of the coordinates.
+            more, of which `AutoRealNVP` takes 8 if its layers are `directed`. One moves
+            only half of the coordinates.
         hidden_dims: Units in each hidden layer of the conditioners.
         base: "prior", or "normal" for a Gaussian of `base_loc` and `base_scale`.
         base_loc: Location of the Gaussian, unconstrained: a number or shape (D,).
