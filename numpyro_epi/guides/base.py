@@ -113,11 +113,7 @@ class AutoFlow(AutoContinuous):
         _check_hidden_dims(hidden_dims)
         if base not in BASES:
             raise ValueError(f"Expected one of {BASES} as `base`, got {base!r}.")
-        if mixing is not None and not isinstance(mixing, bool):
-            raise ValueError(
-                f"Expected True, False or None as `mixing`, got {mixing!r}. None, "
-                "the default, leaves it to the number of latent coordinates."
-            )
+        check_switch("mixing", mixing)
         if not np.all(np.asarray(base_scale) > 0):
             raise ValueError(
                 f"Expected positive numbers as `base_scale`, got {base_scale}. It is a "
@@ -291,6 +287,15 @@ def check_count(name: str, value: Any, *, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(
             f"Expected an integer of at least {minimum} as `{name}`, got {value!r}."
+        )
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Refuse what is neither a bool nor None."""
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(
+            f"Expected True, False or None as `{name}`, got {value!r}. None, the "
+            "default, leaves it to the number of latent coordinates."
         )
 
 

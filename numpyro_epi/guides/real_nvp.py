@@ -9,7 +9,7 @@ from .._typing import Model
 from ._affine import Affine, DirectedAffine
 from ._bend import Bends
 from ._coupling import CouplingMap
-from .base import AutoFlow
+from .base import AutoFlow, check_switch
 
 # From so many latent coordinates on, layers scale along a direction by default; with
 # it, more than so many layers gain next to nothing.
@@ -80,11 +80,7 @@ class AutoRealNVP(AutoFlow):
     def __init__(
         self, model: Model, *, directed: bool | None = None, **options: Any
     ) -> None:
-        if directed is not None and not isinstance(directed, bool):
-            raise ValueError(
-                f"Expected True, False or None as `directed`, got {directed!r}. None, "
-                "the default, leaves it to the number of latent coordinates."
-            )
+        check_switch("directed", directed)
         self._directed = directed
         super().__init__(model, **options)
 
