@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _claims import Claim, verdict
-from _modes import find_mode
+from _modes import modes_along
 
 from numpyro_epi.circuits import colliculus
 
@@ -137,22 +137,8 @@ def eigenmode_errors(z):
 
 
 def find_modes(result):
-    """Modes of the density with sW held fixed at each of `MODES`: `{sW: Mode}`."""
-
-    def log_prob(z):
-        return result.log_prob({"z": z})
-
-    z = result.draws.latents["z"]
-    point, is_free, modes = None, np.arange(4) != SELF, {}
-    for value in MODES:
-        if point is None:  # the draw whose sW is nearest, then mode after mode
-            point = z[np.argmin(np.abs(z[:, SELF] - value))]
-        start = np.where(is_free, point, value).astype(np.float32)
-        mode = find_mode(log_prob, start, -BOUND, BOUND, is_free=is_free)
-        signs = np.where(mode.directions[:, [HORIZONTAL]] > 0, -1.0, 1.0)
-        modes[float(value)] = mode._replace(directions=signs * mode.directions)
-        point = mode.point
-    return modes
+    """Modes with sW held at each of `MODES`, `{sW: Mode}`; v1 points to smaller hW."""
+    return modes_along(result, f"z[{SELF}]", MODES, positive=f"-z[{HORIZONTAL}]")
 
 
 class Silencing(NamedTuple):

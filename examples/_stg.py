@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _modes import Mode, find_mode
+from _modes import Mode, modes_along
 
 from numpyro_epi.circuits import stg
 
@@ -83,11 +83,8 @@ def perturbation(result, rng_key, num_simulations=NUM_SIMULATIONS):
     is equally high all along the contour of 0.55 Hz, and where on it a flow is highest
     is chance. So the mode is looked for at the mean of g_el.
     """
-    start = [result.draws.latents[k].mean() for k in ("g_el", "g_synA")]
-    is_free = np.array([False, True])
-    mode = find_mode(lambda z: log_prob(result, z), start, LOW, HIGH, is_free=is_free)
-    upwards = np.where(mode.directions[:, 1:] < 0, -1.0, 1.0)  # as in the paper
-    mode = mode._replace(directions=upwards * mode.directions)
+    at = float(result.draws.latents["g_el"].mean())
+    mode = modes_along(result, "g_el", [at], positive="g_synA")[at]
     reach = float(np.clip(2.0 / np.sqrt(max(-mode.eigenvalues[0], 1e-6)), 0.2, 1.0))
     distances = reach * np.linspace(-1.6, 1.6, 17)
     z = mode.point + distances[:, None] * mode.directions[:, None]

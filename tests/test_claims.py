@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sensitivity_results import fitted_gaussian, gaussian
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import _claims
 import _colliculus
@@ -81,31 +83,20 @@ def test_table_keeps_every_word(capsys):
 
 # -- modes -----------------------------------------------------------------------------
 
-CENTRE = jnp.array([0.5, -1.0, 2.0])
-PRECISION = jnp.array([[4.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 8.0]])
 
-
-def gaussian(z):
-    return -0.5 * (z - CENTRE) @ PRECISION @ (z - CENTRE)
-
-
-def test_mode_of_a_gaussian_and_its_directions():
-    mode = _modes.find_mode(gaussian, jnp.zeros(3), -5.0, 5.0)
-    np.testing.assert_allclose(mode.point, CENTRE, atol=1e-3)
-    values, vectors = np.linalg.eigh(-np.asarray(PRECISION))
-    np.testing.assert_allclose(mode.eigenvalues, values, rtol=1e-4)
-    overlaps = np.abs(np.sum(mode.directions * vectors.T, axis=1))
-    np.testing.assert_allclose(overlaps, 1.0, rtol=1e-4)
-
-
-def test_conditional_mode_is_that_of_the_other_coordinates():
-    is_free = np.array([False, True, True])
-    start = jnp.array([2.0, 0.0, 0.0])
-    mode = _modes.find_mode(gaussian, start, -5.0, 5.0, is_free=is_free)
-    shift = np.linalg.solve(PRECISION[1:, 1:], PRECISION[1:, 0] * (2.0 - CENTRE[0]))
-    assert mode.point[0] == 2.0
-    np.testing.assert_allclose(mode.point[1:], CENTRE[1:] - shift, atol=1e-3)
-    assert np.abs(mode.point[1:] - CENTRE[1:]).max() > 0.1  # not the joint mode
+def test_modes_along_a_component_of_a_gaussian():
+    result = gaussian()
+    loc, covariance = fitted_gaussian(result)
+    modes = _modes.modes_along(result, "z[0]", [1.0, 0.5], positive="-z[1]")
+    assert list(modes) == [1.0, 0.5]
+    slope = covariance[1, 0] / covariance[0, 0]
+    curvatures = np.linalg.eigvalsh(-np.linalg.inv(covariance))
+    for value, mode in modes.items():
+        line = loc[1] + slope * (value - loc[0])
+        np.testing.assert_allclose(mode.point, [value, line], atol=1e-3)
+        assert abs(line - loc[1]) > 0.1  # not the joint mode
+        np.testing.assert_allclose(mode.eigenvalues, curvatures, rtol=1e-3)
+        assert (mode.directions[:, 1] < 0).all()
 
 
 # -- stomatogastric circuit ------------------------------------------------------------
