@@ -14,9 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Swings of the guide about its targets, in scaled units, that a penalty may cause.
-MAX_SCATTER = 0.1
-
 
 def split_half_mean(
     values: jax.Array, weights: jax.Array
@@ -102,58 +99,27 @@ def update_multipliers(
     return np.asarray(multipliers) + penalty * np.asarray(violation)
 
 
-def scatter_of_steps(violation: np.ndarray) -> float:
-    """How far guides of single steps swing about their trend, scaled units.
-
-    A step of Adam moves all parameters, and the more of them a statistic depends on,
-    the further one step moves it. A penalty pulls it back, some steps late: if it pulls
-    too hard, the guide swings about its targets, and each swing widens the statistic.
-
-    Args:
-        violation: V at each of many steps, shape (N, K): means over particles.
-
-    Returns:
-        Largest standard deviation over the steps, without the linear trend and without
-        the noise of the particles, which is what differs between one step and the next.
-    """
-    num_steps = len(violation)
-    time = np.linspace(-1.0, 1.0, num_steps)[:, None]
-    centred = violation - violation.mean(axis=0)
-    centred = centred - time * (time * centred).sum(axis=0) / (time**2).sum()
-    noise = 0.5 * np.square(np.diff(violation, axis=0)).mean(axis=0)
-    excess = np.square(centred).mean(axis=0) - noise
-    return float(np.sqrt(np.maximum(excess, 0.0)).max())
-
-
 def grow_penalty(
     penalty: float,
     violation: np.ndarray,
     error: np.ndarray,
     previous: np.ndarray | None,
-    scatter: float,
     *,
     growth: float,
     reduction: float,
-    min_penalty: float,
     max_penalty: float,
 ) -> float:
     """Grow the penalty if the violation is real and does not shrink.
-
-    If the guide swings about its targets, the penalty shrinks instead.
 
     Args:
         penalty: c.
         violation: V, shape (K,).
         error: its standard errors, shape (K,).
         previous: V an epoch earlier, or None.
-        scatter: from `scatter_of_steps`.
         growth: factor.
         reduction: the norm of V must fall below this fraction of the previous one.
-        min_penalty: lower bound.
         max_penalty: upper bound; beyond it, sampling noise would drive the multipliers.
     """
-    if scatter > MAX_SCATTER:
-        return max(penalty / growth, min_penalty)
     # In double precision: squares of a diverged guide's violation overflow in single.
     norm, noise = (
         np.linalg.norm(np.asarray(x, np.float64)) for x in (violation, error)

@@ -38,12 +38,10 @@ class EpochRecord(NamedTuple):
 
     `scores` judge the averaged guide on independent draws. `violation`, the mean over
     the particles of the second half of the steps, shape (R, K), has seen many more.
-    `scatter`, shape (R,), is how far the guides of those steps swing.
     """
 
     scores: list[Scores]
     violation: np.ndarray
-    scatter: np.ndarray
     multipliers: np.ndarray
     penalty: np.ndarray
     skipped: np.ndarray

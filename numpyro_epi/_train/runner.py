@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from numpyro_epi._math.lagrangian import scatter_of_steps
 from numpyro_epi._train.approach import Approach
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
@@ -162,15 +161,13 @@ class Runner:
         self.last_evaluation = ev
         if replays:
             self.replay.epochs.append((state.average, ev))
-        steps = np.asarray(infos.violation)[options.num_steps // 2 :]
-        violation = steps.mean(axis=0)
+        violation = np.asarray(infos.violation)[options.num_steps // 2 :].mean(axis=0)
         if replays:
             # The guide was trained on the replayed draws: only new ones tell the truth.
             violation = np.stack([s.violation for s in scores])
         record = EpochRecord(
             scores,
             violation,
-            np.array([scatter_of_steps(v) for v in steps.swapaxes(0, 1)]),
             np.asarray(state.multipliers),
             np.asarray(state.penalty),
             np.asarray(infos.is_skipped).mean(axis=0),

@@ -144,10 +144,8 @@ def update_duals(
             violation,
             scores.violation_error,
             previous,
-            float(records[-1].scatter[r]),
             growth=options.penalty_growth,
             reduction=0.5,
-            min_penalty=options.penalty,
             max_penalty=options.max_penalty,
         )
         penalties.append(np.full_like(penalty[r], grown))
