@@ -24,8 +24,8 @@ Regime 1 is where sW is -1 to -0.5, regime 2 where it is 0.5 to 1; the modes at 
 and 0.75 are their examples. v1 is taken twice: from the flow, and from the exact law
 with the multipliers of the run (`of="tilted"`), which knows the model and not the fit.
 
-Held at one sW, the density has a ridge with peaks of nearly the same height. Where another
-one becomes the highest, the path jumps: in our run in vW, between sW = 0.25 and 0.5.
+Held at one sW, the density has a ridge with peaks of nearly the same height. Where the
+one that the path is on ends, it jumps: in our run in vW, between sW = 0.25 and 0.5.
 
 The script runs the inference, or reads a saved one (`--result FILE`), prints the
 paper's claims beside our numbers, and writes
