@@ -20,7 +20,6 @@ from numpyro_epi._math.dual import DualSolution, solve_noisy_dual
 from numpyro_epi._math.importance import GaussianProposal, systematic_resample
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.fit import fit_best
-from numpyro_epi._train.schedule import LARGE_GAP
 from numpyro_epi._train.state import PoolDraws
 from numpyro_epi._train.warm_start import Pool, solve_pool, split_indices
 
@@ -89,9 +88,6 @@ class AdaptiveSampler:
             found = self.round(params, found)
             num_rounds += 1
             history.append(max(d for _, d in found))
-        if all(distance > 0.0 for _, distance in found):
-            # No guide has arrived: this fit is where the rest of the way begins.
-            return self.fit(params, found, 8), found, num_rounds
         return self.fit(params, found, 20, is_last=True), found, num_rounds
 
     def round(self, params: Any, found: Found) -> Found:
@@ -219,20 +215,17 @@ class AdaptiveSampler:
         """The guide, fitted to the weighted pools by maximum likelihood.
 
         The last fit is the one that training starts from: with weight decay, if that
-        suits it better, unless the guide is far from the weighted pools whatever it is.
+        suits it better.
         """
-        parts = self.resample([s.weights for s, _ in found])
-        train, held_out = (jnp.stack([draws.u for draws in part]) for part in parts)
-        args = train, held_out, self.next_keys(), num_chunks
-        if not is_last:
-            return self.engine.fit(params, *args, 0.0)[0]
-        exact = [
-            float((draws.log_model - draws.deviations @ s.multipliers).mean())
-            - s.log_normalizer
-            for draws, (s, _) in zip(parts[1], found, strict=True)
-        ]
-        worth = np.array(exact) - LARGE_GAP
-        return fit_best(self.engine.fit, params, *args, worth=worth)
+        train, held_out = (
+            jnp.stack([draws.u for draws in part])
+            for part in self.resample([s.weights for s, _ in found])
+        )
+        keys = self.next_keys()
+        args = train, held_out, keys, num_chunks
+        if is_last:
+            return fit_best(self.engine.fit, params, *args)
+        return self.engine.fit(params, *args, 0.0)[0]
 
 
 def _draws(pool: Pool, rows: np.ndarray) -> PoolDraws:

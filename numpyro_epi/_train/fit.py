@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax, random, vmap
 from jax.flatten_util import ravel_pytree
@@ -87,19 +86,16 @@ def make_fit(guide: GuideFunctions) -> Fit:
     return jax.jit(vmap(one, in_axes=(0, 0, 0, 0, None, None)))
 
 
-def fit_best(fit: Fit, params: Params, *args: Any, worth: np.ndarray) -> Params:
+def fit_best(fit: Fit, params: Params, *args: Any) -> Params:
     """The fit that held-out draws prefer, with decay or without, for each restart.
 
     Args:
         fit: from `make_fit`.
         params: where to start.
         args: further arguments of `fit` but the decay.
-        worth: mean log q on the held-out draws, shape (R,), below which the guide is
-            too far from them for its curvature to matter: then the first fit will do.
     """
     best, best_value = fit(params, *args, DECAYS[0])
-    is_plain = not ravel_pytree(_is_kernel(params))[0].any()
-    if is_plain or (np.asarray(best_value) < worth).all():
+    if not ravel_pytree(_is_kernel(params))[0].any():
         return best
     for decay in DECAYS[1:]:
         new, value = fit(params, *args, decay)
