@@ -18,11 +18,6 @@ PUBLISHED_ENTROPY = 1.04  # of the best of five runs
 NUM_SIMULATIONS = 40
 
 
-def log_prob(result, z):
-    """Log density of couplings z, shape (..., 2): g_el and g_synA."""
-    return result.log_prob({"g_el": z[..., 0], "g_synA": z[..., 1]})
-
-
 @jax.jit
 def hub_frequencies(z, keys):
     """Hub frequency, Hz, at all couplings z, (n, 2), with each key, shape (n, k)."""
