@@ -77,7 +77,8 @@ class AutoFlow(AutoContinuous):
         base_scale: Scale of the Gaussian, unconstrained: a number or shape (D,).
         nonlinearity: Of the conditioners. A smooth one makes the density smooth.
         mixing: Whether a learned linear map of all coordinates precedes each layer; by
-            default, up to 128 latent coordinates. It has their square as parameters.
+            default, up to 128 latent coordinates, but not in `AutoRealNVP` if it is
+            `directed`. It has the square of their number as parameters.
 
     Attributes:
         latent_dim: Number of unconstrained coordinates, D, once the guide met its
@@ -204,7 +205,16 @@ class AutoFlow(AutoContinuous):
             return False
         if self._mixing is not None:
             return self._mixing
+        return self._default_mixing
+
+    @property
+    def _default_mixing(self) -> bool:
         return self.latent_dim <= MAX_MIXED_LATENTS
+
+    @property
+    def _is_linear_too(self) -> bool:
+        """Whether a linear map of what is kept is added to each network's outputs."""
+        return False
 
     def _init_networks(self, rng_key: jax.Array) -> list[Network]:
         num_parameters = self._get_function().num_parameters
@@ -212,7 +222,7 @@ class AutoFlow(AutoContinuous):
             (len(kept), *self.hidden_dims, len(moved) * num_parameters)
             for kept, moved in self._get_partitions()
         )
-        return init_networks(rng_key, sizes)
+        return init_networks(rng_key, sizes, is_linear_too=self._is_linear_too)
 
     def _get_partitions(self) -> list[Partition]:
         return partitions(self.latent_dim, self._num_layers)

@@ -42,6 +42,11 @@ class AutoRealNVP(AutoFlow):
     .. math:: y_b \leftarrow y_b + \frac{e^{\alpha(x_a)} - 1}{1 + |v|^2}\, v\,
         (v^\top y_b).
 
+    The functions s, t, v and :math:`\alpha` of such a layer are a network and, added to
+    it, a linear map of :math:`x_a`: a network passes on no more numbers than it has
+    units, and where b follows a, as along the columns of matrices, each coordinate
+    takes one.
+
     A model with a single latent coordinate has none to keep. Its flow is a chain of
     `2 * num_flows` smooth functions that bend once, each with an exact inverse. It fits
     truncated and bimodal densities; `hidden_dims`, `nonlinearity` and `directed` play
@@ -49,8 +54,9 @@ class AutoRealNVP(AutoFlow):
 
     Args:
         model: See `AutoFlow`.
-        directed: Whether layers also scale along a direction; by default, from 16
-            latent coordinates on. Then the default of `num_flows` is at most 8.
+        directed: Whether layers also scale along a direction, and are linear functions
+            too of what they keep; by default, from 16 latent coordinates on. Then the
+            default of `num_flows` is at most 8, and that of `mixing` is False.
         **options: See `AutoFlow`.
 
     Raises:
@@ -97,6 +103,14 @@ class AutoRealNVP(AutoFlow):
     def _default_num_flows(self) -> int:
         default = super()._default_num_flows
         return min(default, MAX_DIRECTED_FLOWS) if self.directed else default
+
+    @property
+    def _default_mixing(self) -> bool:
+        return super()._default_mixing and not self.directed
+
+    @property
+    def _is_linear_too(self) -> bool:
+        return self.directed
 
     def _get_function(self) -> CouplingMap:
         if self.latent_dim == 1:

@@ -222,3 +222,16 @@ def test_restarts_train_together_by_vmap(name):
         quick_jit(draw)(params, key) for params, key in zip(restarts, keys, strict=True)
     ]
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-4)
+
+
+@pytest.mark.parametrize(("directed", "rank"), [(True, 8), (False, 1)])
+def test_a_directed_layer_passes_on_all_that_it_keeps(directed, rank):
+    # A network passes on as many numbers as it has units: here, one.
+    options = {"num_flows": 1, "hidden_dims": (1,), "mixing": False}
+    guide = AutoRealNVP(latents(16), directed=directed, **options)
+    params = at_random(untrained(guide), scale=0.3)
+    kept, moved = guide._get_partitions()[0]
+    x = 0.3 * jnp.arange(16.0) - 2.0
+    slopes = quick_jit(jax.jacfwd(guide.get_transform(params).parts[0]))(x)
+    block = np.asarray(slopes)[np.ix_(moved, kept)]
+    assert np.linalg.matrix_rank(block, tol=1e-3 * np.abs(block).max()) == rank

@@ -63,6 +63,13 @@ def test_directions_and_layers_by_default(latent_dim, directed, expected, num_fl
     assert (guide.directed, guide.num_flows) == (expected, num_flows)
 
 
+@pytest.mark.parametrize("mixing", [None, True, False])
+def test_directed_layers_have_linear_maps_between_them_only_if_asked(mixing):
+    guide = AutoRealNVP(latents(16), num_flows=1, hidden_dims=(4,), mixing=mixing)
+    untrained(guide)
+    assert guide.mixing is bool(mixing)
+
+
 @pytest.mark.parametrize("option", ["base_loc", "base_scale"])
 def test_a_base_of_the_wrong_shape_is_refused(option):
     with pytest.raises(ValueError, match=rf"shape \(2,\) as `{option}`"):
