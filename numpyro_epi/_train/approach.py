@@ -17,11 +17,14 @@ from numpyro_epi._train.adaptive import AdaptiveSampler, Found
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.pilot import GradientHealth, choose_gradient
+from numpyro_epi._train.records import Scores
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState, choose_restarts
 from numpyro_epi._train.steer import Way, steer
 from numpyro_epi._train.warm_start import WarmStart
 
+# Nats from the maximum beyond which a fitted guide is worse than an untrained one.
+MAX_MISFIT = 2.0
 # Factor of the learning rate after a complete warm start. Not with one latent, whose
 # flow has no networks: lone parameters move slowly as it is.
 WARM_RATE = 0.5
@@ -158,14 +161,18 @@ class Approach:
         )
 
     def steer(self, state: EPIState, stat_gradient: str) -> EPIState:
-        """Without a complete warm start, lead the guide to its targets gradually."""
+        """Without a good warm start, lead the guide to its targets gradually."""
         if self.options.schedule is not None:
             return state
-        ev, scores = self.simulations.evaluate(
-            state.params, self.options.num_evaluation // 4
-        )
-        violation = np.stack([s.violation for s in scores])
+        num = self.options.num_evaluation // 4
+        ev, scores = self.simulations.evaluate(state.params, num)
         complete = np.array([s is not None and s.is_complete for s in self.starts])
+        is_misfit = complete & self._is_misfit(state, scores)
+        if is_misfit.any():
+            state = self._start_over(state, is_misfit)
+            complete &= ~is_misfit
+            ev, scores = self.simulations.evaluate(state.params, num)
+        violation = np.stack([s.violation for s in scores])
         is_far = ~complete & (np.abs(violation) >= 1.0).any(axis=1)
         state = state._replace(running=jnp.asarray(violation, float))
         if not is_far.any():
@@ -184,10 +191,27 @@ class Approach:
         self.simulations.num_simulations += (
             num_steps * self.options.num_particles * self.num_restarts
         )
-        if self.wants_warm_start:
+        if self.wants_warm_start and (is_far & ~is_misfit).any():
             # Not even importance sampling led there: unless it still does, take time.
-            self.bounds = np.where(is_far, np.inf, self.bounds)
+            self.bounds = np.where(is_far & ~is_misfit, np.inf, self.bounds)
         return state
+
+    def _is_misfit(self, state: EPIState, scores: list[Scores]) -> np.ndarray:
+        """Which guides are far from the law that they were fitted to, shape (R,).
+
+        In tens of dimensions a few thousand weighted draws do not determine a flow.
+        """
+        corrected = [
+            s.log_likelihood - s.divergence - np.asarray(multipliers) @ s.violation
+            for s, multipliers in zip(scores, state.multipliers, strict=True)
+        ]
+        return self.bounds - np.array(corrected) > MAX_MISFIT
+
+    def _start_over(self, state: EPIState, is_misfit: np.ndarray) -> EPIState:
+        """Untrained guides instead of some; what importance sampling found stays."""
+        fresh = self.engine.init_state(state.rng_key, self.simulations.table.targets)
+        kept = ("rng_key", "pool")
+        return choose_restarts(is_misfit, fresh, state, keep=kept)
 
     def choose_gradient(self, state: EPIState, pilot_u: np.ndarray) -> GradientHealth:
         """Look at the statistics where the guide is now."""

@@ -16,6 +16,8 @@ from numpyro_epi._train.state import EPIState, choose_restarts
 
 # A guide this many nats from the maximum gets so many times the epochs and the rate.
 LARGE_GAP, LONG_FACTOR, FAR_RATE = 0.5, 3, 3.0
+# Factor of penalty and rate after an epoch whose single steps swing about the targets.
+CALM = 0.5
 # Epochs in which the learning rate of a guide that is near its target falls to its end.
 NUM_LAST_EPOCHS = 2
 # Nats that an epoch may lose, and the factor of the rate when it is taken back.
@@ -125,10 +127,34 @@ def take_time(
     return state, LONG_FACTOR
 
 
+def swings(records: Sequence[EpochRecord], options: Options) -> np.ndarray:
+    """Whether guides of single steps swing about their targets, shape (R,).
+
+    Guides that miss a mean, now this way and now that, have a second moment that the
+    averaged guide lacks. Multipliers follow the steps, so that the averaged guide stays
+    below its targets for as long as it goes on. A guide that comes from above is on its
+    way: it does not swing.
+    """
+    is_swinging = []
+    for steps, scores in zip(records[-1].violation, records[-1].scores, strict=True):
+        noise = options.z_score * scores.violation_error
+        is_low = scores.violation + noise < -options.tolerance
+        is_apart = steps - scores.violation - noise > options.tolerance
+        is_swinging.append(bool((is_low & is_apart).any()))
+    return np.array(is_swinging)
+
+
+def calm(state: EPIState, is_swinging: np.ndarray) -> EPIState:
+    """Lower the learning rate of restarts that swing, down to the usual one."""
+    slower = jnp.maximum(CALM * state.rate, jnp.minimum(state.rate, 1.0))
+    return state._replace(rate=jnp.where(is_swinging, slower, state.rate))
+
+
 def update_duals(
     state: EPIState, records: Sequence[EpochRecord], options: Options
 ) -> EPIState:
-    """Update multipliers and penalties."""
+    """Update multipliers and penalties, and calm what swings."""
+    is_swinging = swings(records, options)
     penalty = np.asarray(state.penalty)
     multipliers, penalties = [], []
     for r, scores in enumerate(records[-1].scores):
@@ -148,8 +174,12 @@ def update_duals(
             reduction=0.5,
             max_penalty=options.max_penalty,
         )
+        if is_swinging[r]:
+            # A strong pull on a violation that lags behind the guide is what swings.
+            low = min(options.penalty, float(penalty[r, 0]))
+            grown = max(CALM * float(penalty[r, 0]), low)
         penalties.append(np.full_like(penalty[r], grown))
-    return state._replace(
+    return calm(state, is_swinging)._replace(
         multipliers=jnp.asarray(np.stack(multipliers), float),
         penalty=jnp.asarray(np.stack(penalties), float),
         running=jnp.asarray(records[-1].violation, float),
