@@ -64,7 +64,7 @@ def primitives(jaxpr):
 
 def calls(name):
     """LAPACK calls of three restarts of a guide: draws, their density and gradient."""
-    guide = GUIDES[name](latents(3))
+    guide = GUIDES[name](latents(3), mixing=True)
     params = untrained(guide)
     restarts = jax.tree.map(lambda a: jnp.stack([a] * 3), params)
 
