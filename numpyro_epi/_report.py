@@ -22,6 +22,9 @@ LABEL_WIDTH = 25
 MAX_ROWS = 40
 # Multipliers of one site that are listed; of more, the first and last few.
 MAX_MULTIPLIERS = 32
+# Share of a target variance that the mean alone leaves, below which that is said; and
+# the number of statistics of which it is said.
+WIDENED, MAX_WIDENED = 0.8, 3
 
 MULTIPLIERS_SOURCES = {
     "dual": "exact, from the dual problem on weighted draws",
@@ -41,7 +44,7 @@ def summary(
     lines += ["", *_distribution(best)]
     if certificate is not None:
         lines += _certificate(certificate)
-    lines += _multipliers(best)
+    lines += [*_multipliers(best), *_widened(result.table, best)]
     if len(result.restarts) > 1:
         lines += ["", *_restarts(result)]
     if restarts is not None:
@@ -180,6 +183,27 @@ def _multipliers(best: "EPIRestart") -> list[str]:
         shown = "; ".join(f"{moment} {_numbers(row)}" for moment, row in rows)
         lines.append(f"    {_shorten(site, LABEL_WIDTH)}: {shown}")
     return lines
+
+
+def _widened(table: "ConstraintTable", best: "EPIRestart") -> list[str]:
+    """A line for each target variance that is more than the mean alone leaves.
+
+    Where the statistic is about Gaussian with variance v under q, and q has the factor
+    exp(-lambda f^2), its variance without that factor is 1 / (1 / v - 2 lambda).
+    """
+    second = [v[1].ravel() for v in best.multipliers.values() if len(v) == 2]
+    names = np.array(table.statistic_labels, dtype=object)[table.has_var]
+    variances = table.var[table.has_var]
+    multipliers = np.concatenate([np.zeros(0), *second])
+    shares = 1.0 / (1.0 + 2.0 * variances * np.maximum(-multipliers, 0.0))
+    chosen = [i for i in np.argsort(shares, kind="stable") if shares[i] < WIDENED]
+    return [
+        f"  {_shorten(names[i], LABEL_WIDTH)}: its mean alone leaves a variance of "
+        f"about {shares[i] * variances[i]:.2g}; the target, {variances[i]:.2g}, is "
+        "more, which few draws far away can make up for. Leave `var` out, or ask for "
+        "less."
+        for i in chosen[:MAX_WIDENED]
+    ]
 
 
 def _numbers(values: np.ndarray) -> str:

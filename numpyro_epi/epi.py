@@ -59,12 +59,14 @@ class EPI:
             tolerance.
         learning_rate: of the default optimiser, at its start.
         penalty: first penalty coefficient, scaled units.
-        penalty_growth: its factor where a significant violation does not halve; where
-            single steps swing about the targets, the penalty halves instead.
+        penalty_growth: its factor where a significant violation, beyond the tolerance,
+            does not halve; where single steps swing about the targets, the penalty
+            halves instead.
         max_penalty: its upper bound.
         warm_start: "auto" or True to start from adaptive importance sampling where the
             guide has a fast density, False to start from the untrained guide. A guide
-            that it fits 2 nats off, or more, is left for an untrained one.
+            that it fits 2 nats off, or more, is left for an untrained one; its
+            multipliers stay.
         warm_start_size: draws per round of it.
         warm_start_rounds: bound on its rounds.
         anchor: weight in the loss of how far the guide is from the tilted model at

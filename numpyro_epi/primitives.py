@@ -147,10 +147,13 @@ def real_statistic(stat: Any, site: str) -> jax.Array:
     where = _where("stat", site)
     try:
         value = jnp.asarray(stat)
-    except (TypeError, ValueError, OverflowError) as err:
+    except (TypeError, ValueError, OverflowError):
+        # Not from JAX's own error, whose traces of internals would hide this one.
         raise TypeError(
-            f"Expected an array of real numbers as {where}, got {describe(stat)}: {err}"
-        ) from err
+            f"Expected an array of real numbers as {where}, got {describe(stat)}. Join "
+            "numbers by `jnp.stack`, or call `emergent_property` once for each, with a "
+            "`name`."
+        ) from None
     if not (is_real(value.dtype) or value.dtype == bool):
         raise TypeError(
             f"Expected real numbers as {where}, got {describe(stat)} with dtype "

@@ -19,6 +19,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["MPLBACKEND"] = "Agg"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Slow tests run what users run; the others mostly wait for the compiler."""
+    import jax
+
+    is_slow = item.get_closest_marker("slow") is not None
+    jax.config.update("jax_disable_most_optimizations", not is_slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs():
     """Each compiled program holds memory maps, of which a process may have 65,530."""

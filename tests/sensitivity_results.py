@@ -97,8 +97,8 @@ def edge_model():
 
 @cache
 def edge():
-    """A spline flow on `edge_model`: the exact density rises towards z0 = 1."""
-    guide = partial(epi.guides.AutoNeuralSpline, num_flows=1, hidden_dims=(8,))
+    """A flow on `edge_model`: the exact density rises towards z0 = 1."""
+    guide = partial(epi.guides.AutoRealNVP, num_flows=2, hidden_dims=(8,))
     return epi.EPI(edge_model, guide, **SMALL).run(KEY)
 
 

@@ -6,6 +6,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,8 @@ SMALL = {
     "warm_start_size": 500,
     "progress_bar": False,
 }
+# Compilation is most of the time of these tests, and it grows with the layers.
+GUIDE = partial(epi.guides.AutoRealNVP, num_flows=2, hidden_dims=(10,))
 KEY = jax.random.key(0)
 
 
@@ -49,7 +52,7 @@ def gaussian():
 
 
 def run(model=gaussian, key=KEY, **options):
-    guide, optim = options.pop("guide", None), options.pop("optim", None)
+    guide, optim = options.pop("guide", GUIDE), options.pop("optim", None)
     return epi.EPI(model, guide, optim, **{**SMALL, **options}).run(key)
 
 
@@ -213,7 +216,7 @@ def test_non_finite_gradient_is_skipped_and_counted():
 
 def engine_of(model, **options):
     problem = Problem(model, (), {}, KEY)
-    guide = GuideFunctions(None, problem, KEY)
+    guide = GuideFunctions(GUIDE, problem, KEY)
     return Engine(problem, guide, Options(**{**SMALL, **options}), None)
 
 
@@ -476,7 +479,7 @@ def test_init_and_update_take_one_step():
         autoguide.AutoMultivariateNormal,
         autoguide.AutoLowRankMultivariateNormal,
         autoguide.AutoIAFNormal,
-        epi.guides.AutoNeuralSpline,
+        partial(epi.guides.AutoNeuralSpline, num_flows=1, hidden_dims=(10,)),
     ],
 )
 def test_continuous_guides_can_be_passed(guide):
@@ -575,19 +578,21 @@ def test_second_run_compiles_nothing_new():
         calls.append(1)
         gaussian()
 
-    inference = epi.EPI(model, **SMALL)
+    inference = epi.EPI(model, GUIDE, **SMALL)
     inference.run(jax.random.key(0))
     after_first = len(calls)
     inference.run(jax.random.key(1))
     assert len(calls) == after_first
     calls.clear()
-    epi.EPI(model, **{**SMALL, "num_epochs": 4}).run(jax.random.key(0))
+    epi.EPI(model, GUIDE, **{**SMALL, "num_epochs": 4}).run(jax.random.key(0))
     assert len(calls) == after_first
 
 
 TWO_DEVICES = """
+from functools import partial
 import jax, numpyro, numpyro.distributions as dist, numpyro_epi as epi
 assert jax.device_count() == 2
+guide = partial(epi.guides.AutoRealNVP, num_flows=2, hidden_dims=(10,))
 
 def model():
     z = numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
@@ -597,7 +602,7 @@ options = dict(num_particles=100, num_epochs=2, num_steps=20, num_evaluation=500
                warm_start_size=500, progress_bar=False)
 losses = []
 for mesh in (None, jax.make_mesh((2,), ("particles",))):
-    result = epi.EPI(model, mesh=mesh, **options).run(jax.random.key(0))
+    result = epi.EPI(model, guide, mesh=mesh, **options).run(jax.random.key(0))
     losses.append(result.losses)
 print(abs(losses[0] - losses[1]).max())
 """

@@ -70,10 +70,12 @@ def scripts(folder):
 def run(script, options, folder):
     """Run a script in an empty folder; it must not depend on where it is started."""
     search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    # Most of the time of a tiny run is compilation.
+    settings = {"PYTHONPATH": search, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     done = subprocess.run(
         [sys.executable, str(ROOT / script), *options.split()],
         cwd=folder,
-        env=os.environ | {"MPLBACKEND": "Agg", "PYTHONPATH": search},
+        env=os.environ | settings | {"MPLBACKEND": "Agg"},
         capture_output=True,
         text=True,
     )

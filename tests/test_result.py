@@ -349,6 +349,28 @@ def test_summary_shows_failures_and_the_estimated_maximum(result):
         assert part in text
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_summary_says_which_variance_is_more_than_the_mean_alone_leaves(result, sign):
+    """Of Gaussians of variance 1 without the factor exp(-lambda f^2)."""
+    var = np.array([0.5, 1.0, 2.0])
+    table = ConstraintTable.from_targets({"z": ((3,), 0.0, var)})
+    exact = (1.0 / var - 1.0) / 2.0
+    restart = replace(
+        result._best,
+        violation=np.zeros(6),
+        violation_error=np.ones(6),
+        p_values=np.ones(6),
+        multipliers={"z": np.stack([np.zeros(3), sign * exact])},
+        draws=result.draws._replace(statistics={"z": np.zeros((500, 3))}),
+    )
+    text = _report.summary(replace(result, table=table, restarts=(restart,), best=0))
+    lines = [line for line in text.splitlines() if "mean alone" in line]
+    expected = "z[2]: its mean alone leaves a variance of about 1; the target, 2,"
+    twin = "z[0]: its mean alone leaves a variance of about 0.33; the target, 0.5,"
+    assert len(lines) == 1
+    assert (expected if sign > 0 else twin) in lines[0]
+
+
 def many_constraints(result, num_sites):
     """A result with long names and large numbers at many sites."""
     names = [

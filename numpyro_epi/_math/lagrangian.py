@@ -107,9 +107,12 @@ def grow_penalty(
     *,
     growth: float,
     reduction: float,
+    tolerance: float,
     max_penalty: float,
 ) -> float:
-    """Grow the penalty if the violation is real and does not shrink.
+    """Grow the penalty if the violation is real, matters and does not shrink.
+
+    A larger one makes steps stiffer, so that guides swing about their targets.
 
     Args:
         penalty: c.
@@ -118,6 +121,7 @@ def grow_penalty(
         previous: V an epoch earlier, or None.
         growth: factor.
         reduction: the norm of V must fall below this fraction of the previous one.
+        tolerance: no violation that is smaller matters.
         max_penalty: upper bound; beyond it, sampling noise would drive the multipliers.
     """
     # In double precision: squares of a diverged guide's violation overflow in single.
@@ -125,6 +129,8 @@ def grow_penalty(
         np.linalg.norm(np.asarray(x, np.float64)) for x in (violation, error)
     )
     if previous is None or norm <= 2.0 * noise:
+        return penalty
+    if np.abs(violation).max() <= tolerance:
         return penalty
     if norm <= reduction * np.linalg.norm(np.asarray(previous, np.float64)):
         return penalty

@@ -17,13 +17,13 @@ from numpyro_epi._train.adaptive import AdaptiveSampler, Found
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.pilot import GradientHealth, choose_gradient
-from numpyro_epi._train.records import Scores
+from numpyro_epi._train.schedule import gaps
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState, choose_restarts
 from numpyro_epi._train.steer import Way, steer
 from numpyro_epi._train.warm_start import WarmStart
 
-# Nats from the maximum beyond which a fitted guide is worse than an untrained one.
+# Nats from the maximum beyond which a fitted guide is left for an untrained one.
 MAX_MISFIT = 2.0
 # Factor of the learning rate after a complete warm start. Not with one latent, whose
 # flow has no networks: lone parameters move slowly as it is.
@@ -167,16 +167,30 @@ class Approach:
         num = self.options.num_evaluation // 4
         ev, scores = self.simulations.evaluate(state.params, num)
         complete = np.array([s is not None and s.is_complete for s in self.starts])
-        is_misfit = complete & self._is_misfit(state, scores)
+        misfit = gaps(self.bounds, scores, np.asarray(state.multipliers))
+        is_misfit = complete & (misfit > MAX_MISFIT)
+        found = state.multipliers
         if is_misfit.any():
+            # In tens of dimensions weighted draws tell the multipliers, but not a flow.
             state = self._start_over(state, is_misfit)
             complete &= ~is_misfit
             ev, scores = self.simulations.evaluate(state.params, num)
         violation = np.stack([s.violation for s in scores])
-        is_far = ~complete & (np.abs(violation) >= 1.0).any(axis=1)
         state = state._replace(running=jnp.asarray(violation, float))
-        if not is_far.any():
-            return state
+        is_far = ~complete & (np.abs(violation) >= 1.0).any(axis=1)
+        if is_far.any():
+            state = self._lead(state, ev, is_far, stat_gradient)
+        if self.wants_warm_start and (is_far & ~is_misfit).any():
+            # Not even importance sampling led there: unless it still does, take time.
+            self.bounds = np.where(is_far & ~is_misfit, np.inf, self.bounds)
+        return state._replace(
+            multipliers=jnp.where(is_misfit[:, None], found, state.multipliers)
+        )
+
+    def _lead(
+        self, state: EPIState, ev: Evaluation, is_far: np.ndarray, stat_gradient: str
+    ) -> EPIState:
+        """Move the targets of some restarts from where draws of the guide are."""
         if is_far.all():  # draws of weight zero: no step shall pay for them
             state = state._replace(pool=state.pool.empty)
         table = self.simulations.table
@@ -191,21 +205,7 @@ class Approach:
         self.simulations.num_simulations += (
             num_steps * self.options.num_particles * self.num_restarts
         )
-        if self.wants_warm_start and (is_far & ~is_misfit).any():
-            # Not even importance sampling led there: unless it still does, take time.
-            self.bounds = np.where(is_far & ~is_misfit, np.inf, self.bounds)
         return state
-
-    def _is_misfit(self, state: EPIState, scores: list[Scores]) -> np.ndarray:
-        """Which guides are far from the law that they were fitted to, shape (R,).
-
-        In tens of dimensions a few thousand weighted draws do not determine a flow.
-        """
-        corrected = [
-            s.log_likelihood - s.divergence - np.asarray(multipliers) @ s.violation
-            for s, multipliers in zip(scores, state.multipliers, strict=True)
-        ]
-        return self.bounds - np.array(corrected) > MAX_MISFIT
 
     def _start_over(self, state: EPIState, is_misfit: np.ndarray) -> EPIState:
         """Untrained guides instead of some; what importance sampling found stays."""

@@ -39,7 +39,9 @@ def is_within(scores: Scores, options: Options) -> bool:
     return float(np.abs(scores.violation).max()) <= options.tolerance
 
 
-def gaps(bounds: np.ndarray, record: EpochRecord) -> np.ndarray:
+def gaps(
+    bounds: np.ndarray, scores: Sequence[Scores], multipliers: np.ndarray
+) -> np.ndarray:
     """Nats that each restart has to gain, shape (R,); NaN where that is not known.
 
     A bound is log Z of the warm start (weak duality), and the guide's score is
@@ -47,18 +49,19 @@ def gaps(bounds: np.ndarray, record: EpochRecord) -> np.ndarray:
 
     Args:
         bounds: of each restart, shape (R,).
-        record: of the last epoch.
+        scores: of each restart's guide.
+        multipliers: of each restart, shape (R, K).
     """
-    scores = [
-        s.log_likelihood - s.divergence - record.multipliers[r] @ s.violation
-        for r, s in enumerate(record.scores)
+    corrected = [
+        s.log_likelihood - s.divergence - np.asarray(lam) @ s.violation
+        for s, lam in zip(scores, multipliers, strict=True)
     ]
-    return bounds - np.array(scores)
+    return bounds - np.array(corrected)
 
 
 def is_near(bounds: np.ndarray, record: EpochRecord, options: Options) -> bool:
     """Whether no restart has more than `gap_tolerance` nats to gain."""
-    is_close = gaps(bounds, record) < options.gap_tolerance
+    is_close = gaps(bounds, record.scores, record.multipliers) < options.gap_tolerance
     are_within = all(is_within(s, options) for s in record.scores)
     return are_within and bool(is_close.all())
 
@@ -115,7 +118,7 @@ def take_time(
     Its target is hard for it: it gets more and larger steps, and no anchor, which
     agrees with the objective only where the guide can be exact.
     """
-    is_far = gaps(bounds, record) > LARGE_GAP
+    is_far = gaps(bounds, record.scores, record.multipliers) > LARGE_GAP
     if not is_far.any():
         return state, 1
     state = state._replace(
@@ -172,6 +175,7 @@ def update_duals(
             previous,
             growth=options.penalty_growth,
             reduction=0.5,
+            tolerance=options.tolerance,
             max_penalty=options.max_penalty,
         )
         if is_swinging[r]:

@@ -81,19 +81,20 @@ def test_invalid_particles_do_not_count():
     [
         (0.5, 0.01, 0.6, 4.0),  # real, and shrinks too slowly
         (0.2, 0.01, 0.6, 2.0),  # shrinks
-        (0.02, 0.01, 0.02, 2.0),  # within its noise
+        (0.15, 0.1, 0.15, 2.0),  # within its noise
+        (0.04, 0.001, 0.04, 2.0),  # within the tolerance
         (0.5, 0.01, None, 2.0),  # nothing to compare with
     ],
 )
 def test_penalty_grows_only_for_a_real_violation(violation, error, previous, expected):
-    rule = {"growth": 2.0, "reduction": 0.5, "max_penalty": 8.0}
+    rule = {"growth": 2.0, "reduction": 0.5, "tolerance": 0.05, "max_penalty": 8.0}
     before = None if previous is None else np.array([previous])
     grown = grow_penalty(2.0, np.array([violation]), np.array([error]), before, **rule)
     assert grown == expected
 
 
 def test_penalty_is_bounded():
-    rule = {"growth": 4.0, "reduction": 0.5, "max_penalty": 8.0}
+    rule = {"growth": 4.0, "reduction": 0.5, "tolerance": 0.05, "max_penalty": 8.0}
     grown = grow_penalty(4.0, np.ones(1), np.full(1, 0.01), np.ones(1), **rule)
     assert grown == 8.0
 
