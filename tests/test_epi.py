@@ -27,6 +27,7 @@ from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import choose_gradient
 from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.progress import Progress
+from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import is_met
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import Memory
@@ -643,3 +644,18 @@ def test_restart_without_valid_draws_has_no_score():
     status, message = verdict(simulations, scores)
     assert status is epi.EPIStatus.NOT_CONVERGED
     assert "None of the draws" in message
+
+
+@pytest.mark.parametrize(
+    ("violation", "advice"), [(0.04, "num_evaluation"), (0.06, "num_epochs")]
+)
+def test_verdict_tells_a_miss_from_a_lack_of_draws(violation, advice):
+    inference = epi.EPI(gaussian, GUIDE, **SMALL)
+    simulations = Simulations(inference._engine(KEY, (), {}), KEY)
+    simulations.pilot()
+    off, errors = np.array([0.0, violation, 0.0, 0.0]), np.full(4, 0.02)
+    scores = Scores(0.0, 0.0, 0.0, off, errors, 0.0)
+    status, message = verdict(simulations, scores)
+    assert status is epi.EPIStatus.NOT_CONVERGED
+    assert f"off by +{violation} +- 0.02" in message
+    assert advice in message

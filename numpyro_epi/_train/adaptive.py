@@ -26,6 +26,8 @@ from numpyro_epi._train.warm_start import Pool, solve_pool, split_indices
 # Log density of draws u, shape (R, n, D), under a proposal of each restart.
 LogDensity = Callable[[np.ndarray], np.ndarray]
 Found = list[tuple[DualSolution, float]]
+# Nats from the maximum beyond which a fitted guide is left for an untrained one.
+MAX_MISFIT = 2.0
 
 
 class AdaptiveSampler:
@@ -51,6 +53,8 @@ class AdaptiveSampler:
         self.has_var = engine.problem.table.has_var
         self.pools: list[Pool] = []
         self.proposals: list[LogDensity] = []
+        # Of the guide that the last round drew from, see `round`.
+        self.misfit = np.full(self.options.num_restarts, np.nan)
 
     @property
     def min_ess(self) -> float:
@@ -71,11 +75,15 @@ class AdaptiveSampler:
     def rounds(self, params: Any, found: Found) -> tuple[Any, Found, int]:
         """Fit the guide to the pool, simulate its draws, solve again; until it is good.
 
+        In tens of dimensions weighted draws tell the multipliers but not a flow: where
+        it stays far off, there is no use in further rounds, nor in a last fit.
+
         Returns:
             Parameters of a last fit, the dual solutions, the number of rounds.
         """
         wanted_ess = 0.5 * self.options.warm_start_size
         num_rounds, history = 0, [max(d for _, d in found)]
+        before = np.full(self.options.num_restarts, np.nan)
         while num_rounds < self.options.warm_start_rounds:
             if all(d == 0.0 and s.ess >= wanted_ess for s, d in found):
                 break
@@ -88,10 +96,18 @@ class AdaptiveSampler:
             found = self.round(params, found)
             num_rounds += 1
             history.append(max(d for _, d in found))
+            if (self.misfit > np.maximum(0.5 * before, MAX_MISFIT)).all():
+                return params, found, num_rounds
+            has_arrived = np.array([d == 0.0 for _, d in found])
+            before = np.where(has_arrived, self.misfit, np.nan)
         return self.fit(params, found, 20, is_last=True), found, num_rounds
 
     def round(self, params: Any, found: Found) -> Found:
-        """Add simulated draws of the guide to the pools, and solve again."""
+        """Add simulated draws of the guide to the pools, and solve again.
+
+        Those of the guide also tell its misfit: nats from the law of the solution.
+        """
+        start = len(self.pools[0].u)
         size = self.options.warm_start_size
         is_far = any(distance > 0.0 for _, distance in found)
         num = size // 2 if is_far else size
@@ -116,7 +132,15 @@ class AdaptiveSampler:
             )
         u = np.concatenate(draws, axis=1).astype(draws[0].dtype)
         self.add(self.simulate(u), proposals, [part.shape[1] for part in draws])
-        return self.solve([(s.multipliers, distance) for s, distance in found])
+        found = self.solve([(s.multipliers, distance) for s, distance in found])
+        rows = slice(start, start + num)
+        self.misfit = np.array(
+            [
+                _misfit(pool, solution, rows, pool.log_proposals[-len(proposals)])
+                for pool, (solution, _) in zip(self.pools, found, strict=True)
+            ]
+        )
+        return found
 
     def add(self, new: Pool, proposals: list[LogDensity], counts: list[int]) -> None:
         """Append draws (R, n, ...) of one proposal after another.
@@ -226,6 +250,16 @@ class AdaptiveSampler:
         if is_last:
             return fit_best(self.engine.fit, params, *args)
         return self.engine.fit(params, *args, 0.0)[0]
+
+
+def _misfit(
+    pool: Pool, solution: DualSolution, rows: slice, log_q: np.ndarray
+) -> float:
+    """Log Z minus the score of a guide, from its own draws; infinite without any."""
+    score = pool.log_prior + pool.log_likelihood - log_q
+    score = (score - pool.deviations @ solution.multipliers)[rows]
+    score = score[pool.is_valid[rows] & np.isfinite(score)]
+    return solution.log_normalizer - score.mean() if score.size else np.inf
 
 
 def _draws(pool: Pool, rows: np.ndarray) -> PoolDraws:

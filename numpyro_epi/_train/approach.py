@@ -13,18 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.dual import solve_dual
-from numpyro_epi._train.adaptive import AdaptiveSampler, Found
+from numpyro_epi._train.adaptive import MAX_MISFIT, AdaptiveSampler, Found
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.pilot import GradientHealth, choose_gradient
+from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import gaps
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState, choose_restarts
 from numpyro_epi._train.steer import Way, steer
 from numpyro_epi._train.warm_start import WarmStart
 
-# Nats from the maximum beyond which a fitted guide is left for an untrained one.
-MAX_MISFIT = 2.0
 # Factor of the learning rate after a complete warm start. Not with one latent, whose
 # flow has no networks: lone parameters move slowly as it is.
 WARM_RATE = 0.5
@@ -93,7 +92,8 @@ class Approach:
         """A warm start from the guide, where there was none from the prior.
 
         Once training has brought the guide near enough for its draws to be reweighted
-        to the targets, the rounds go on from there, and training starts afresh.
+        to the targets, the rounds go on from there, and training starts afresh; with
+        the guide as it was, if the one that the rounds have fitted is far off.
 
         Args:
             state: after an epoch.
@@ -121,9 +121,18 @@ class Approach:
             )
         fresh = self.engine.init_state(state.rng_key, self.simulations.table.targets)
         fresh = self._start_state(fresh, params, self.starts)
-        is_new = np.isin(np.arange(self.num_restarts), late)
+        _, scores = self.simulations.evaluate(
+            fresh.params, self.options.num_evaluation // 4
+        )
+        is_late = np.isin(np.arange(self.num_restarts), late)
+        is_new = is_late & ~self._is_misfit(fresh, scores)
         state = choose_restarts(is_new, fresh, state, keep=("rng_key", "pool"))
-        return state._replace(pool=fresh.pool)
+        return state._replace(
+            pool=fresh.pool,
+            multipliers=jnp.where(
+                is_late[:, None], fresh.multipliers, state.multipliers
+            ),
+        )
 
     def _can_reweight(self, ev: Evaluation, r: int) -> bool:
         """Whether draws of one restart have weights that meet all targets."""
@@ -167,8 +176,7 @@ class Approach:
         num = self.options.num_evaluation // 4
         ev, scores = self.simulations.evaluate(state.params, num)
         complete = np.array([s is not None and s.is_complete for s in self.starts])
-        misfit = gaps(self.bounds, scores, np.asarray(state.multipliers))
-        is_misfit = complete & (misfit > MAX_MISFIT)
+        is_misfit = complete & self._is_misfit(state, scores)
         found = state.multipliers
         if is_misfit.any():
             # In tens of dimensions weighted draws tell the multipliers, but not a flow.
@@ -206,6 +214,10 @@ class Approach:
             num_steps * self.options.num_particles * self.num_restarts
         )
         return state
+
+    def _is_misfit(self, state: EPIState, scores: list[Scores]) -> np.ndarray:
+        """Which guides are far from the law that they were fitted to, shape (R,)."""
+        return gaps(self.bounds, scores, np.asarray(state.multipliers)) > MAX_MISFIT
 
     def _start_over(self, state: EPIState, is_misfit: np.ndarray) -> EPIState:
         """Untrained guides instead of some; what importance sampling found stays."""

@@ -9,7 +9,7 @@ from numpyro_epi._math.dual import DualSolution
 from numpyro_epi._train.adaptive import AdaptiveSampler
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.schedule import is_met
+from numpyro_epi._train.schedule import is_met, is_within
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus
@@ -68,10 +68,18 @@ def verdict(simulations: Simulations, scores: Scores) -> tuple[EPIStatus, str]:
         )
     bound = np.abs(scores.violation) + options.z_score * scores.violation_error
     worst = int(np.argmax(bound))
+    advice = (
+        "Train longer (`num_epochs`, `num_steps`, `num_particles`), use a more "
+        "flexible guide, or ask whether the model can have this mean and variance at "
+        "once."
+    )
+    if is_within(scores, options):
+        advice = (
+            "It may be met: a few draws far away make the error large. Use more of "
+            "them (`num_evaluation`), or a statistic without far values."
+        )
     return EPIStatus.NOT_CONVERGED, (
         f"The {simulations.table.labels[worst]} is off by "
         f"{scores.violation[worst]:+.3g} +- {scores.violation_error[worst]:.2g} scaled "
-        f"units (tolerance {options.tolerance:g}). Train longer (`num_epochs`, "
-        "`num_steps`, `num_particles`), use a more flexible guide, or ask whether the "
-        "model can have this mean and variance at once."
+        f"units (tolerance {options.tolerance:g}). {advice}"
     )
