@@ -654,7 +654,7 @@ def test_verdict_tells_a_miss_from_a_lack_of_draws(violation, advice):
     simulations = Simulations(inference._engine(KEY, (), {}), KEY)
     simulations.pilot()
     off, errors = np.array([0.0, violation, 0.0, 0.0]), np.full(4, 0.02)
-    scores = Scores(0.0, 0.0, 0.0, off, errors, 0.0)
+    scores = Scores(0.0, 0.0, 0.0, off, errors, 0.0, np.ones(4))
     status, message = verdict(simulations, scores)
     assert status is epi.EPIStatus.NOT_CONVERGED
     assert f"off by +{violation} +- 0.02" in message

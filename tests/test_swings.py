@@ -17,7 +17,7 @@ from numpyro_epi._train.schedule import swings, update_duals
 def record(steps, average, error=0.01):
     """Of one restart and a mean and a variance, of which only the variance counts."""
     violation, errors = np.array([0.0, average]), np.full(2, error)
-    scores = Scores(0.0, 0.0, 0.0, violation, errors, 0.0)
+    scores = Scores(0.0, 0.0, 0.0, violation, errors, 0.0, np.ones(2))
     unused = np.zeros((1, 2))
     steps = np.array([[0.0, steps]])
     return EpochRecord([scores], steps, unused, unused, unused, unused, 0.0, 0)
@@ -77,4 +77,4 @@ def test_what_swings_is_calmed(penalty, rate, calmer):
 
 
 def test_what_does_not_swing_keeps_its_rate_and_its_penalty_grows():
-    assert update(-0.1, 2.0, 3.0) == (4.0, 3.0)
+    assert update(-0.1, 1.0, 3.0) == (2.0, 3.0)

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+# Bound of the inverse variance in an update of multipliers.
+MAX_NEWTON = 5.0
+
 
 def split_half_mean(
     values: jax.Array, weights: jax.Array
@@ -93,10 +96,31 @@ def linear_terms(
 
 
 def update_multipliers(
-    multipliers: np.ndarray, penalty: np.ndarray, violation: np.ndarray
+    multipliers: np.ndarray,
+    penalty: np.ndarray,
+    violation: np.ndarray,
+    variance: np.ndarray,
 ) -> np.ndarray:
-    """First-order update `lambda + c V` (eLife 2021, eq. 20)."""
-    return np.asarray(multipliers) + penalty * np.asarray(violation)
+    r"""A Newton step of the dual, :math:`\lambda + (c + 1 / \mathrm{Var}\, T) V`.
+
+    The minimum of the augmented Lagrangian is the tilt of p0 by lambda + c V. The usual
+    update (eLife 2021, eq. 20) takes these multipliers: those of the law as it is,
+    with the violation that it has. A Newton step of the dual, whose Hessian is Cov T,
+    then takes the violation away. Of Cov T the diagonal is used, and of its inverse at
+    most `MAX_NEWTON`. Noise of the simulations adds to it, and makes the step shorter.
+
+    Args:
+        multipliers: lambda, shape (K,).
+        penalty: c, shape (K,) or a number.
+        violation: V, shape (K,).
+        variance: of T under the guide, shape (K,); infinite if unknown.
+
+    References:
+        Bertsekas, Constrained optimization and Lagrange multiplier methods, 1982,
+        section 2.3.2, on second-order updates.
+    """
+    newton = 1.0 / np.maximum(variance, 1.0 / MAX_NEWTON)
+    return np.asarray(multipliers) + (penalty + newton) * np.asarray(violation)
 
 
 def grow_penalty(

@@ -95,7 +95,7 @@ class Options:
     learning_rate: float = 1e-3
     penalty: float = 1.0
     penalty_growth: float = 2.0
-    max_penalty: float = 8.0
+    max_penalty: float = 2.0
     warm_start: str | bool = "auto"
     warm_start_size: int = 10_000
     warm_start_rounds: int = 12

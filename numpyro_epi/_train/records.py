@@ -17,7 +17,10 @@ from numpyro_epi._train.warm_start import WarmStart
 
 
 class Scores(NamedTuple):
-    """Moments of one restart's draws; see `EPIHistory` for the meaning of each."""
+    """Moments of one restart's draws; see `EPIHistory` for the meaning of each.
+
+    `variance` is that of T, scaled units, shape (K,).
+    """
 
     entropy: float
     divergence: float
@@ -25,12 +28,13 @@ class Scores(NamedTuple):
     violation: np.ndarray
     violation_error: np.ndarray
     invalid: float
+    variance: np.ndarray
 
     @classmethod
     def failed(cls, num_constraints: int) -> "Scores":
         """Of a restart none of whose draws could be simulated."""
         unknown = np.full(num_constraints, np.inf)
-        return cls(-np.inf, np.inf, -np.inf, unknown, unknown, 1.0)
+        return cls(-np.inf, np.inf, -np.inf, unknown, unknown, 1.0, unknown)
 
 
 class EpochRecord(NamedTuple):

@@ -163,7 +163,12 @@ def update_duals(
     for r, scores in enumerate(records[-1].scores):
         violation = records[-1].violation[r]
         multipliers.append(
-            update_multipliers(np.asarray(state.multipliers[r]), penalty[r], violation)
+            update_multipliers(
+                np.asarray(state.multipliers[r]),
+                penalty[r],
+                violation,
+                scores.variance,
+            )
         )
         previous = None
         if len(records) > 1:

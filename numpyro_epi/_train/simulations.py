@@ -160,6 +160,7 @@ class Simulations:
                     violation=violation,
                     violation_error=error,
                     invalid=1.0 - share,
+                    variance=devs[r][rows].var(axis=0),
                 )
             )
         return scores

@@ -99,6 +99,24 @@ def test_penalty_is_bounded():
     assert grown == 8.0
 
 
-def test_update_of_multipliers():
-    updated = update_multipliers(np.array([1.0]), 2.0, np.array([0.25]))
-    np.testing.assert_allclose(updated, 1.5)
+@pytest.mark.parametrize("variance", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 8.0])
+def test_one_update_solves_a_gaussian_dual(penalty, variance):
+    """A tilt of N(0, v) by a T has mean -a v; T = f - m, and lambda is where it was."""
+    mean, before = 0.7, 0.3
+    # V = -(lambda + c V) v - m
+    violation = np.array([-(before * variance + mean) / (1.0 + penalty * variance)])
+    after = update_multipliers(
+        np.array([before]), penalty, violation, np.array([variance])
+    )
+    np.testing.assert_allclose(-after * variance, mean)
+
+
+@pytest.mark.parametrize(
+    ("variance", "expected"), [(0.0, 1.0 + 7.0 * 0.25), (np.inf, 1.0 + 2.0 * 0.25)]
+)
+def test_update_of_multipliers_is_bounded(variance, expected):
+    found = update_multipliers(
+        np.array([1.0]), 2.0, np.array([0.25]), np.array([variance])
+    )
+    np.testing.assert_allclose(found, expected)
