@@ -65,7 +65,7 @@ class EPI:
         max_penalty: its upper bound.
         warm_start: "auto" or True to start from adaptive importance sampling where the
             guide has a fast density, False to start from the untrained guide. A guide
-            that it fits 2 nats off, or more, is left for an untrained one; its
+            that it fits 20 nats off, or more, is left for an untrained one; its
             multipliers stay.
         warm_start_size: draws per round of it.
         warm_start_rounds: bound on its rounds.

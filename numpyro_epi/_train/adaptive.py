@@ -27,7 +27,9 @@ from numpyro_epi._train.warm_start import Pool, solve_pool, split_indices
 LogDensity = Callable[[np.ndarray], np.ndarray]
 Found = list[tuple[DualSolution, float]]
 # Nats from the maximum beyond which a fitted guide is left for an untrained one.
-MAX_MISFIT = 2.0
+MAX_MISFIT = 20.0
+# Share of its misfit that a round leaves, beyond which the next one does not help.
+STUCK = 0.9
 
 
 class AdaptiveSampler:
@@ -96,7 +98,7 @@ class AdaptiveSampler:
             found = self.round(params, found)
             num_rounds += 1
             history.append(max(d for _, d in found))
-            if (self.misfit > np.maximum(0.5 * before, MAX_MISFIT)).all():
+            if (self.misfit > np.maximum(STUCK * before, MAX_MISFIT)).all():
                 return params, found, num_rounds
             has_arrived = np.array([d == 0.0 for _, d in found])
             before = np.where(has_arrived, self.misfit, np.nan)

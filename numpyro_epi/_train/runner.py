@@ -26,6 +26,7 @@ from numpyro_epi._train.schedule import (
     has_diverged,
     is_met,
     is_near,
+    law_multipliers,
     retreat,
     take_time,
     update_duals,
@@ -200,6 +201,8 @@ class Runner:
         if progress.interrupted:
             stopped = (EPIStatus.INTERRUPTED, "Stopped from the keyboard.")
             ended = [stopped] * self.num_restarts
+        if self.records and self.options.schedule is None:
+            self.state = law_multipliers(self.state, self.records[-1])
         state = self.state._replace(memory=self.engine.empty_memory)
         if self.final is None:
             is_decided = ended is not None

@@ -153,6 +153,15 @@ def calm(state: EPIState, is_swinging: np.ndarray) -> EPIState:
     return state._replace(rate=jnp.where(is_swinging, slower, state.rate))
 
 
+def law_multipliers(state: EPIState, record: EpochRecord) -> EPIState:
+    """Multipliers of the guide as the last epoch has left it, lambda + c V.
+
+    Those that the next epoch would begin with are for a law with a smaller violation.
+    """
+    own = record.multipliers + record.penalty * record.violation
+    return state._replace(multipliers=jnp.asarray(own, float))
+
+
 def update_duals(
     state: EPIState, records: Sequence[EpochRecord], options: Options
 ) -> EPIState:
@@ -162,12 +171,14 @@ def update_duals(
     multipliers, penalties = [], []
     for r, scores in enumerate(records[-1].scores):
         violation = records[-1].violation[r]
+        # Within the tolerance a Newton step would add more noise than it takes away.
+        is_off = np.abs(violation) > options.tolerance
         multipliers.append(
             update_multipliers(
                 np.asarray(state.multipliers[r]),
                 penalty[r],
                 violation,
-                scores.variance,
+                np.where(is_off, scores.variance, np.inf),
             )
         )
         previous = None
