@@ -103,7 +103,8 @@ def test_paths_between_modes_are_as_low_as_the_saddle():
         result, np.array([[-2.0, 0.0]]), np.array([[2.0, 0.0]])
     )
     across = sensitivity._density.log_q_at(result, np.array([[0.0, 0.0]]))[0]
-    assert found[0] <= across + 1e-3
+    # To single precision: between its modes a flow may fall by thousands of nats.
+    assert found[0] <= across + 1e-5 * abs(across)
 
 
 def test_conditional_modes_of_a_gaussian_lie_on_the_regression_line():
