@@ -94,7 +94,10 @@ def solve_dual(
         rows = weights > NEGLIGIBLE / weights.size
         centred = devs[rows] - mean
         hessian = (centred * weights[rows, None]).T @ centred + ridge * np.eye(num)
-        step = np.linalg.solve(hessian, gradient)
+        try:
+            step = np.linalg.solve(hessian, gradient)
+        except np.linalg.LinAlgError:
+            break  # draws of a diverged guide outweigh the ridge: no success
         step *= min(1.0, 10.0 / np.abs(step).max())
         size, slope = 1.0, gradient @ step
         while loss(lam + size * step) > value - 1e-4 * size * slope and size > 1e-8:

@@ -160,7 +160,7 @@ class Simulations:
                     violation=violation,
                     violation_error=error,
                     invalid=1.0 - share,
-                    variance=devs[r][rows].var(axis=0),
+                    variance=error**2 * rows.sum(),
                 )
             )
         return scores

@@ -146,3 +146,10 @@ def test_systematic_resampling_is_within_one_of_expectation():
     weights = normalize_log_weights(np.random.default_rng(1).normal(size=100))
     counts = np.bincount(systematic_resample(weights, 1000, 0.3), minlength=100)
     assert (np.abs(counts - 1000 * weights) < 1.0 + 1e-9).all()
+
+
+def test_draws_of_a_diverged_guide_are_no_solution():
+    """Its Hessian is singular: two constraints are one, and outweigh the ridge."""
+    values = 1e30 * (1.0 + np.random.default_rng(0).random(100))
+    solution = solve_dual(np.zeros(100), np.stack([values, values], axis=1))
+    assert solution.residual > 1.0
