@@ -38,7 +38,7 @@ from ._prior import Base, make_base
 from ._stack import CouplingStack, stack_layers
 
 # Layers by default, and from so many latent coordinates on.
-NUM_FLOWS, DEEP_FLOWS, DEEP_LATENTS = 6, 12, 8
+NUM_FLOWS, DEEP_FLOWS, DEEP_LATENTS = 8, 12, 8
 # Most coordinates whose linear maps, with their square as parameters, pay by default.
 MAX_MIXED_LATENTS = 128
 BASES = ("prior", "normal")
@@ -68,7 +68,7 @@ class AutoFlow(AutoContinuous):
             `numpyro_epi.handlers.noise` for `SVI`; the guide ignores noise either way.
         prefix: Prefix of the guide's own sites.
         init_loc_fn: Initial values that replace `base_loc` if that is None.
-        num_flows: Number of layers; by default 6, and 12 for 8 latent coordinates or
+        num_flows: Number of layers; by default 8, and 12 for 8 latent coordinates or
             more, of which `AutoRealNVP` takes 8 if its layers are `directed`. One moves
             only half of the coordinates.
         hidden_dims: Units in each hidden layer of the conditioners.

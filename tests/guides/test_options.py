@@ -48,9 +48,9 @@ def test_a_wrong_choice_of_directions_is_refused():
 @pytest.mark.parametrize(
     ("latent_dim", "directed", "expected", "num_flows"),
     [
-        (1, True, False, 6),
-        (2, None, False, 6),
-        (2, True, True, 6),
+        (1, True, False, 8),
+        (2, None, False, 8),
+        (2, True, True, 8),
         (8, None, False, 12),
         (8, True, True, 8),
         (16, None, True, 8),
