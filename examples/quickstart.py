@@ -101,7 +101,8 @@ def plot_distribution(result):
         0.33,
         0.93,
         f"Two mirror-image solutions:\n$a_{{12}} > 0$ in {share:.0%} of the draws\n"
-        "(exact: 50%). Entries are\ndimensionless.",
+        "(exact: 50%). Entries are\ndimensionless. Dark dots in\nbetween: a flow is "
+        "continuous,\nand joins them by a thin bridge.",
         va="top",
     )
     return figure
@@ -131,7 +132,10 @@ def plot_training(result):
         "Scaled units: a mean is off by so many target sds, a variance by so many times"
         " $\\sqrt{2}$ target variances.\n"
         "The corrected entropy subtracts violation times multiplier: what a missed "
-        "target adds to the entropy does not count.",
+        "target adds to the entropy does not count.\n"
+        "Where multipliers of the training lie beyond the exact ones (pale), stray "
+        "draws between the two solutions\nadd to the variances, and the flow makes up "
+        "for them by being narrower elsewhere.",
         x=0.02,
         ha="left",
         fontsize="medium",
