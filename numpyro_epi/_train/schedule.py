@@ -16,7 +16,7 @@ from numpyro_epi._train.state import EPIState, choose_restarts
 
 # A guide this many nats from the maximum gets so many times the epochs and the rate.
 LARGE_GAP, LONG_FACTOR, FAR_RATE = 0.5, 3, 3.0
-# Factor of penalty and rate after an epoch whose single steps swing about the targets.
+# Factor of the penalty after an epoch whose single steps swing about the targets.
 CALM = 0.5
 # Epochs in which the learning rate of a guide that is near its target falls to its end.
 NUM_LAST_EPOCHS = 2
@@ -147,12 +147,6 @@ def swings(records: Sequence[EpochRecord], options: Options) -> np.ndarray:
     return np.array(is_swinging)
 
 
-def calm(state: EPIState, is_swinging: np.ndarray) -> EPIState:
-    """Lower the learning rate of restarts that swing, down to the usual one."""
-    slower = jnp.maximum(CALM * state.rate, jnp.minimum(state.rate, 1.0))
-    return state._replace(rate=jnp.where(is_swinging, slower, state.rate))
-
-
 def law_multipliers(state: EPIState, record: EpochRecord) -> EPIState:
     """Multipliers of the guide as the last epoch has left it, lambda + c V.
 
@@ -165,7 +159,7 @@ def law_multipliers(state: EPIState, record: EpochRecord) -> EPIState:
 def update_duals(
     state: EPIState, records: Sequence[EpochRecord], options: Options
 ) -> EPIState:
-    """Update multipliers and penalties, and calm what swings."""
+    """Update multipliers and penalties."""
     is_swinging = swings(records, options)
     penalty = np.asarray(state.penalty)
     multipliers, penalties = [], []
@@ -199,7 +193,7 @@ def update_duals(
             low = min(options.penalty, float(penalty[r, 0]))
             grown = max(CALM * float(penalty[r, 0]), low)
         penalties.append(np.full_like(penalty[r], grown))
-    return calm(state, is_swinging)._replace(
+    return state._replace(
         multipliers=jnp.asarray(np.stack(multipliers), float),
         penalty=jnp.asarray(np.stack(penalties), float),
         running=jnp.asarray(records[-1].violation, float),
