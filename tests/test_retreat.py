@@ -24,7 +24,9 @@ def gaussian():
 def run_with_a_wild_rate(monkeypatch, rate):
     """The learning rate is multiplied after the third epoch."""
 
-    def take_time(state, bounds, record):
+    def take_time(state, bounds, record, *, is_first):
+        if is_first:
+            return state, 1
         return state._replace(rate=jnp.full_like(state.rate, rate)), 1
 
     monkeypatch.setattr(runner, "take_time", take_time)

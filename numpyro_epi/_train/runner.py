@@ -38,7 +38,7 @@ from numpyro_epi._train.verdict import final_duals, verdict
 
 # Share of the evaluation draws that judges an epoch whose draws are replayed.
 REPLAY_SHARE = 0.5
-# Epochs after which the distance to the maximum is first judged.
+# Epochs after which the distance to the maximum is judged, if it is not huge before.
 FIRST_LOOK = 3
 # Epochs that may be taken back.
 MAX_RETREATS = 3
@@ -74,7 +74,7 @@ class Runner:
         no more than the epoch that it interrupts.
         """
         num_epochs = self.options.num_epochs
-        num_extensions, num_retreats, is_early = 0, 0, False
+        num_extensions, num_retreats, is_early, has_looked = 0, 0, False, False
         fresh: EPIState | None = None
         start = 0
         while len(self.records) < num_epochs:
@@ -94,12 +94,18 @@ class Runner:
                     self.replay.epochs.clear()
                     start = len(self.records)
                     num_epochs = start + self.options.num_epochs
+                    has_looked = False
             problem = self.simulations.seen.unreachable(self.simulations.table)
             if problem is not None and len(self.records) >= 3:
                 return [(EPIStatus.UNREACHABLE, problem)] * self.num_restarts
-            if len(self.records) == start + FIRST_LOOK < num_epochs:
-                self.state, factor = take_time(self.state, self.approach.bounds, record)
-                num_epochs = start + factor * self.options.num_epochs
+            num_since = len(self.records) - start
+            is_first = num_since < FIRST_LOOK
+            if 0 < num_since < num_epochs - start and not has_looked:
+                self.state, factor = take_time(
+                    self.state, self.approach.bounds, record, is_first=is_first
+                )
+                has_looked = factor > 1 or not is_first
+                num_epochs = max(num_epochs, start + factor * self.options.num_epochs)
             early = len(self.records) + NUM_LAST_EPOCHS
             if not is_early and early < num_epochs:
                 is_early = is_near(self.approach.bounds, record, self.options)

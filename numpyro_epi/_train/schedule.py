@@ -16,6 +16,8 @@ from numpyro_epi._train.state import EPIState, choose_restarts
 
 # A guide this many nats from the maximum gets so many times the epochs and the rate.
 LARGE_GAP, LONG_FACTOR, FAR_RATE = 0.5, 3, 3.0
+# One this many nats from it gets them at once, before its first epochs.
+HUGE_GAP = 2.0
 # Factor of the penalty after an epoch whose single steps swing about the targets.
 CALM = 0.5
 # Epochs in which the learning rate of a guide that is near its target falls to its end.
@@ -111,14 +113,16 @@ def end_after(state: EPIState, num_epochs: int, options: Options) -> EPIState:
 
 
 def take_time(
-    state: EPIState, bounds: np.ndarray, record: EpochRecord
+    state: EPIState, bounds: np.ndarray, record: EpochRecord, *, is_first: bool = False
 ) -> tuple[EPIState, int]:
     """Factor of the number of epochs for a guide that is far from its maximum.
 
     Its target is hard for it: it gets more and larger steps, and no anchor, which
-    agrees with the objective only where the guide can be exact.
+    agrees with the objective only where the guide can be exact. After the first epochs
+    (`is_first`) only a huge distance counts, of which no more epochs would make little.
     """
-    is_far = gaps(bounds, record.scores, record.multipliers) > LARGE_GAP
+    left = gaps(bounds, record.scores, record.multipliers)
+    is_far = (left > HUGE_GAP) & np.isfinite(left) if is_first else left > LARGE_GAP
     if not is_far.any():
         return state, 1
     state = state._replace(
