@@ -164,7 +164,7 @@ class Silencing(NamedTuple):
         return change.mean(), change.std() / len(change) ** 0.5
 
 
-def silence(result, rng_key, num_draws=300):
+def silence(result, rng_key, num_draws):
     """Silence late in the delay, at several strengths."""
     levels = np.array([0, 0.3, 0.5, 0.6, 0.675, 0.75, 0.8, 0.85, 0.9, 1.0])
     z = result.draws.latents["z"]

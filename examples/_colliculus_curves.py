@@ -96,7 +96,7 @@ def perturb(moves: Moves, rng_key, num_distances=11, num_repeats=25):
     ]
 
 
-def _in_batches(z, rng_key, size=1000):
+def _in_batches(z, rng_key, size=275):
     """Accuracies of all rows of z, shape (n, 2); batches of one shape."""
     rows = np.arange(-(-len(z) // size) * size) % len(z)
     parts = [
@@ -110,7 +110,7 @@ def _in_batches(z, rng_key, size=1000):
     return np.concatenate(parts)[: len(z)]
 
 
-def perturb_around(result, mode: Mode, window, rng_key, num_draws=30):
+def perturb_around(result, mode: Mode, window, rng_key, num_draws):
     """`Curves` at a mode, and at draws of its regime, `window` limits of sW."""
     at_mode = Moves(mode.point[None], mode.directions[:1])
     mode_key, draw_key = jax.random.split(rng_key)

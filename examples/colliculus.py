@@ -296,7 +296,7 @@ def main(args):
     result = infer_or_load(colliculus.model, args, keys[0])
     modes = find_modes(result)
     around = {
-        r: perturb_around(result, modes[v], window, keys[1])
+        r: perturb_around(result, modes[v], window, keys[1], args.num_perturbed)
         for r, (window, v) in REGIMES.items()
     }
     found = Findings(
@@ -304,7 +304,7 @@ def main(args):
         brute_force(keys[2], args.num_brute_force),
         modes,
         around,
-        silence(result, keys[3]),
+        silence(result, keys[3], args.num_silenced),
         *draw_rate(result, keys[4]),
     )
     print_claims(claims(found), converged=result.converged)
@@ -323,6 +323,12 @@ def parse_args(argv=None):
     arguments.add_argument("--result", help="file of a saved result, not to infer")
     arguments.add_argument(
         "--num-brute-force", type=int, default=200_000, help="draws of the prior"
+    )
+    arguments.add_argument(
+        "--num-perturbed", type=int, default=30, help="draws moved in each regime"
+    )
+    arguments.add_argument(
+        "--num-silenced", type=int, default=300, help="draws silenced in each group"
     )
     return arguments.parse_args(argv)
 
