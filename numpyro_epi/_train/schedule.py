@@ -16,7 +16,7 @@ from numpyro_epi._train.state import EPIState, choose_restarts
 
 # A guide this many nats from the maximum gets so many times the epochs and the rate.
 LARGE_GAP, LONG_FACTOR, FAR_RATE = 0.5, 3, 3.0
-# One this many nats from it gets them at once, before its first epochs.
+# One this many nats from it after its first epoch or its second gets them at once.
 HUGE_GAP = 2.0
 # Factor of the penalty after an epoch whose single steps swing about the targets.
 CALM = 0.5
