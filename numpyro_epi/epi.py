@@ -179,7 +179,11 @@ class EPI:
                 "`stat_gradient='replay'` simulates between the epochs of `EPI.run`, "
                 'but `EPI.update` takes single steps. Use "score" for `update`.'
             )
-        return engine.update(state, "reverse" if gradient == "auto" else gradient)
+        if gradient == "auto":
+            modes = engine.problem.derivatives
+            gradient = "score" if modes.reverse else "reverse"
+            gradient = "forward" if modes.reverse and not modes.forward else gradient
+        return engine.update(state, gradient)
 
     def run(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPIResult:
         """Infer the distribution.

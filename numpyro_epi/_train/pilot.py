@@ -77,14 +77,31 @@ def make_pilot(problem: Problem, has_var: np.ndarray) -> Callable:
         unit = jnp.zeros_like(u).at[direction].set(1.0)
         # As one batch: simulations next to each other can hang, see `lapack`.
         places = u + size * jnp.stack([1.0, -1.0, where])[:, None] * unit
-        stats, slopes = jax.jvp(
-            vmap(lambda v: stat(v, key, targets)),
-            (places,),
-            (jnp.broadcast_to(unit, places.shape),),
-        )
+        stats, slopes = look(lambda v: stat(v, key, targets), places, unit)
         return (stats[0] - stats[1]) / 2.0, slopes[2] * size
 
+    look = _backward if problem.derivatives.forward else _forward
     return jax.jit(vmap(one, in_axes=(0, None, 0, 0, 0, None)))
+
+
+def _forward(
+    fn: Callable, places: jax.Array, unit: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Values at places (n, D) and derivatives along a unit vector, shapes (n, K)."""
+    return jax.jvp(vmap(fn), (places,), (jnp.broadcast_to(unit, places.shape),))
+
+
+def _backward(
+    fn: Callable, places: jax.Array, unit: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The same in reverse mode, one pass for each statistic."""
+
+    def both(v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value = fn(v)
+        return value, value
+
+    jacobian, values = vmap(jax.jacrev(both, has_aux=True))(places)
+    return values, jacobian @ unit
 
 
 def check_gradient(
@@ -173,10 +190,26 @@ def choose_gradient(
         can_replay: whether the guide is near its target and changes slowly.
         masks_invalid: whether failed simulations are left out.
     """
-    cost = problem.cost
+    cost, derivatives = problem.cost, problem.derivatives
+    if requested in ("forward", "reverse"):
+        derivatives.check(requested, option="stat_gradient")
     is_forward = cost.has_loop and problem.num_latents <= MAX_FORWARD_LATENTS
     pathwise = "forward" if is_forward else "reverse"
-    missed, z_score, non_finite, noise = check_gradient(problem, pilot, u, targets, key)
+    other = "reverse" if is_forward else "forward"
+    found = (0.0, 0.0, 0.0, 1.0)
+    if not derivatives.has_any:
+        if not can_score:
+            raise ValueError(
+                "Expected a model that can be differentiated, because this guide has "
+                "no density at given points, but JAX refuses derivatives in both "
+                f"modes: {derivatives.reverse} Use `numpyro_epi.guides.AutoRealNVP`."
+            )
+        found = (1.0, np.inf, 0.0, 1.0)
+    else:
+        if derivatives.reason_against(pathwise):
+            pathwise = other
+        found = check_gradient(problem, pilot, u, targets, key)
+    missed, z_score, non_finite, noise = found
     is_dear = cost.num_operations >= MIN_REPLAY_OPERATIONS
     is_small = problem.num_latents <= MAX_REPLAY_LATENTS
     if requested == "auto" and can_score and can_replay and is_dear and is_small:
@@ -188,7 +221,9 @@ def choose_gradient(
     if requested != "auto":
         return GradientHealth(requested, "as requested", missed, non_finite)
     reason = ""
-    if non_finite > MAX_NON_FINITE:
+    if not derivatives.has_any:
+        reason = "JAX cannot differentiate the model"
+    elif non_finite > MAX_NON_FINITE:
         reason = f"{non_finite:.1%} of the derivatives are not finite"
     elif missed > MISSED_SHARE:
         reason = (
@@ -199,5 +234,7 @@ def choose_gradient(
         reason = f"derivatives are {noise:.0f} times noisier than differences"
     if reason and can_score:
         return GradientHealth("score", reason, missed, non_finite)
-    why = "few latents and a long simulation" if pathwise == "forward" else "smooth"
+    why = "few latents and a long simulation" if is_forward else "smooth"
+    if is_forward != (pathwise == "forward"):
+        why = f"the model has no derivatives in {other} mode"
     return GradientHealth(pathwise, reason or why, missed, non_finite)

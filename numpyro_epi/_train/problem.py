@@ -20,6 +20,7 @@ from numpyro.infer.util import compute_log_probs
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._sites import Latent, find_latents, trace_model
 from numpyro_epi._train.cost import Cost
+from numpyro_epi._train.derivatives import Derivatives
 from numpyro_epi.handlers import collect, noise
 
 # Beyond this, float32 cannot tell a bounded latent from its bound.
@@ -153,13 +154,31 @@ class Problem:
         )
 
     def log_prior(self, u: jax.Array) -> jax.Array:
-        """Log density of the prior alone; the compiler drops the simulator."""
-        return self.simulate(u, random.key(0)).log_prior
+        """Log density of the prior alone; the compiler drops the simulator.
+
+        Where the priors of all sites are constants of the model, it is not even traced:
+        it may have no derivatives.
+        """
+        if not all(site.is_fixed and site.has_density for site in self.sites):
+            return self.simulate(u, random.key(0)).log_prior
+        latents, log_det = self.constrain(u)
+        terms = (s.prior.log_prob(latents[s.name]).sum() for s in self.sites)
+        return sum(terms, log_det)
 
     @cached_property
     def cost(self) -> Cost:
         """Of one simulation."""
         return Cost.of(self.simulate, jnp.zeros(self.num_latents), random.key(0))
+
+    @cached_property
+    def derivatives(self) -> Derivatives:
+        """Of statistics and likelihood with respect to u."""
+
+        def outputs(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+            sim = self.simulate(u, random.key(0))
+            return sim.log_likelihood, sim.stats
+
+        return Derivatives.of(outputs, jnp.zeros(self.num_latents))
 
     def sample_prior(self, rng_key: jax.Array) -> jax.Array:
         """One draw u from the prior, shape (D,); the compiler drops the simulator.

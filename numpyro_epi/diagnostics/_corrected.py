@@ -169,6 +169,8 @@ def _why_no_hmc(result: EPIResult) -> str:
         )
     if result.gradient.choice == "score" or not result.gradient.is_trusted:
         return f"the gradient of the statistics is not used ({result.gradient.reason})"
+    if result._engine.problem.derivatives.reverse:
+        return "JAX cannot differentiate the model in reverse mode"
     return ""
 
 

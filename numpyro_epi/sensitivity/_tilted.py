@@ -19,6 +19,7 @@ from jax import random, vmap
 
 from numpyro_epi._checks import describe
 from numpyro_epi._math.constraints import deviations
+from numpyro_epi._train.derivatives import exists
 from numpyro_epi.result import EPIResult
 
 from ._coordinates import Coordinates, coordinates_of
@@ -47,10 +48,17 @@ def tilted_hessian(
     def make() -> Callable[[jax.Array, jax.Array], jax.Array]:
         def one(u: jax.Array, keys: jax.Array) -> jax.Array:
             x, _ = chosen.from_u(u)
-            prior = expand(lambda x: _log_prior(result, chosen, x), x).hessian
-            return prior + curvature(lambda x: _tilt(result, chosen, x, keys), x)
+            tilt = curvature(lambda x: _tilt(result, chosen, x, keys), x)
+            if is_smooth:
+                return tilt + prior(x)
+            return tilt + curvature(lambda x: _log_prior(result, chosen, x), x)
+
+        def prior(x: jax.Array) -> jax.Array:
+            return expand(lambda x: _log_prior(result, chosen, x), x).hessian
 
         curvature = _curvature(result, chosen, method)
+        # A prior may depend on a part of the model that has no second derivatives.
+        is_smooth = exists(prior, jnp.zeros(result._engine.problem.num_latents))
         return jax.jit(vmap(one, in_axes=(0, None)))
 
     compiled = keep(result, ("tilted", coordinates, method, num), make)
@@ -66,15 +74,38 @@ def _method(result: EPIResult, derivative: Any) -> str:
             f"Expected one of {DERIVATIVES} as `derivative`, got "
             f"{describe(derivative)}."
         )
-    if derivative != "auto":
-        return "differences" if derivative == "differences" else _mode(result)
     is_used = result.gradient.choice in ("reverse", "forward")
-    return _mode(result) if is_used else "differences"
+    if derivative == "differences" or (derivative == "auto" and not is_used):
+        return "differences"
+    method = keep(result, ("second derivatives",), lambda: _second(result))
+    if method is None and derivative == "autodiff":
+        raise ValueError(
+            "Expected a model with second derivatives for `derivative='autodiff'`, but "
+            "JAX refuses them. Use 'auto' or 'differences'."
+        )
+    return method or "differences"
 
 
-def _mode(result: EPIResult) -> str:
-    """How training differentiated statistics; forward mode where it did not."""
-    return "reverse" if result.gradient.choice == "reverse" else "forward"
+def _second(result: EPIResult) -> str | None:
+    """How to take second derivatives: as training took the first ones, if possible.
+
+    Forward mode where training took none; None where there are no second ones.
+    """
+    chosen = coordinates_of(result, "unconstrained")
+    x = jnp.zeros(result._engine.problem.num_latents)
+    keys = random.split(random.key(0), 1)
+    modes = ["forward", "reverse"]
+    if result.gradient.choice == "reverse":
+        modes.reverse()
+    for mode in modes:
+        curvature = _curvature(result, chosen, mode)
+
+        def hessian(x: jax.Array, curvature: Callable = curvature) -> jax.Array:
+            return curvature(lambda x: _tilt(result, chosen, x, keys), x)
+
+        if exists(hessian, x):
+            return mode
+    return None
 
 
 def _curvature(result: EPIResult, chosen: Coordinates, method: str) -> Callable:
