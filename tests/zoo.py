@@ -768,6 +768,57 @@ def product(name: str, factors: tuple[Problem, ...]) -> Problem:
 PRODUCT = product("product", (GAUSSIAN, BANANA, LOGNORMAL, EXPONENTIAL))
 
 
+# -- nine modes: three peaks of a cosine along each axis, 11 standard deviations apart -
+
+NUM_PEAKS = 3
+PEAK_MEAN, PEAK_VAR = 0.85, 0.1**2
+REACH = NUM_PEAKS * np.pi
+
+
+def nine_model():
+    z = numpyro.sample("z", dist.Uniform(-REACH, REACH).expand([2]).to_event(1))
+    for name, x in zip(FIRST_AND_SECOND, z, strict=True):
+        emergent_property(jnp.cos(x), mean=PEAK_MEAN, var=PEAK_VAR, name=name)
+
+
+def wave(x):
+    return deviations(np.cos(x), PEAK_MEAN, PEAK_VAR)
+
+
+def is_central(latents):
+    return (np.abs(latents["z"][:, 0]) < np.pi).astype(int)
+
+
+def nine_measures(problem, order):
+    """Both coordinates are independent."""
+    x, weights = panels(np.linspace(-REACH, REACH, 241), order)
+    label = (np.abs(x) < np.pi).astype(float)
+    modes = {"mode": Moments(label, label)}, {}
+    return tuple(
+        Measure(
+            np.log(weights) - np.log(2 * REACH),
+            {name: wave(x)},
+            {name: Moments(x, x**2), **mode},
+        )
+        for name, mode in zip(FIRST_AND_SECOND, modes, strict=True)
+    )
+
+
+NINE_MODES = Problem(
+    name="nine_modes",
+    model=nine_model,
+    draw_prior=lambda rng, n: {"z": rng.uniform(-REACH, REACH, (n, 2))},
+    log_prior=lambda latents: np.full(len(latents["z"]), -2 * np.log(2 * REACH)),
+    expected_deviations=lambda latents: {
+        name: wave(function(latents)) for name, function in FIRST_AND_SECOND.items()
+    },
+    functions=FIRST_AND_SECOND,
+    integrate=nine_measures,
+    topology="hard",
+    modes=is_central,
+)
+
+
 ZOO = {
     problem.name: problem
     for problem in (
@@ -785,5 +836,6 @@ ZOO = {
         CONDITIONAL,
         LINEAR,
         PRODUCT,
+        NINE_MODES,
     )
 }

@@ -137,8 +137,16 @@ def _state(
 ) -> EPIState:
     """The state, in the tree that the guide and the optimiser have now."""
     keys = jax.random.split(jax.random.key(0), engine.options.num_restarts)
-    tree = jax.eval_shape(lambda keys: engine.init_state(keys, table.targets), keys)
     specs = {name: _spec(spec) for name, spec in header["state"].items()}
+    num_bumps = _num_bumps(specs)
+
+    def init(keys: jax.Array) -> EPIState:
+        state = engine.init_state(keys, table.targets)
+        if num_bumps == 0:
+            return state
+        return engine.with_bumps(state, num_bumps)
+
+    tree = jax.eval_shape(init, keys)
     expected = {
         name: (tuple(leaf.shape), str(leaf.dtype))
         for name, leaf in flatten(tree).items()
@@ -164,6 +172,14 @@ def _state(
         else:
             leaves.append(jnp.asarray(leaf.view(jnp.dtype(spec["dtype"]))))
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _num_bumps(specs: dict[str, tuple[tuple[int, ...], str]]) -> int:
+    """Of the base of the guide: a run decides on them."""
+    for name, (shape, _) in specs.items():
+        if name.startswith(".params") and name.endswith("['bumps'].log_weights"):
+            return shape[-1] - 1
+    return 0
 
 
 def _spec(spec: dict) -> tuple[tuple[int, ...], str]:

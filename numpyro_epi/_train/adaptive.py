@@ -20,8 +20,10 @@ from numpyro_epi._math.dual import DualSolution, solve_noisy_dual
 from numpyro_epi._math.importance import GaussianProposal, systematic_resample
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.fit import fit_best
-from numpyro_epi._train.state import PoolDraws
+from numpyro_epi._train.state import PoolDraws, choose_rows
 from numpyro_epi._train.warm_start import Pool, solve_pool, split_indices
+from numpyro_epi.guides._bumps import Bumps
+from numpyro_epi.guides._islands import MAX_DRAWS
 
 # Log density of draws u, shape (R, n, D), under a proposal of each restart.
 LogDensity = Callable[[np.ndarray], np.ndarray]
@@ -57,6 +59,8 @@ class AdaptiveSampler:
         self.proposals: list[LogDensity] = []
         # Of the guide that the last round drew from, see `round`.
         self.misfit = np.full(self.options.num_restarts, np.nan)
+        # On which the bumps of the guides' bases stand.
+        self.num_islands = [1] * self.options.num_restarts
 
     @property
     def min_ess(self) -> float:
@@ -247,11 +251,42 @@ class AdaptiveSampler:
             jnp.stack([draws.u for draws in part])
             for part in self.resample([s.weights for s, _ in found])
         )
+        params = self._split(params, found, train)
         keys = self.next_keys()
         args = train, held_out, keys, num_chunks
         if is_last:
             return fit_best(self.engine.fit, params, *args)
         return self.engine.fit(params, *args, 0.0)[0]
+
+    def _split(self, params: Any, found: Found, train: jax.Array) -> Any:
+        """Give the base of a guide a bump on each island of its weighted draws.
+
+        Guides whose number of islands has changed start anew; the weights of the bumps
+        of the others follow the draws.
+        """
+        bumps = []
+        for pool, (solution, distance) in zip(self.pools, found, strict=True):
+            rows = systematic_resample(solution.weights, MAX_DRAWS, 0.5)
+            rows, counts = np.unique(rows, return_counts=True)
+            is_there = distance == 0.0
+            bumps.append(
+                self.engine.guide.find_bumps(pool.u[rows], counts) if is_there else None
+            )
+        guide, old = self.engine.guide, self.engine.guide.bumps(params)
+        nums = [1 if b is None else b.num for b in bumps]
+        is_new = np.array(nums) != self.num_islands
+        if not is_new.any():
+            return params if old is None else self.engine.reweigh(params, train)
+        self.num_islands = nums
+        # Powers of two: a program is compiled for each number of bumps.
+        num = 1 << (max(nums) - 1).bit_length()
+        dim = train.shape[-1]
+        padded = [Bumps.none(num, dim) if b is None else b.padded(num) for b in bumps]
+        new = jax.tree.map(lambda *x: jnp.stack(x), *padded)
+        if old is not None and old.num == num:
+            new = choose_rows(is_new, new, old)
+        flows = self.engine.init_params(self.next_keys()), guide.without_bumps(params)
+        return guide.with_bumps(choose_rows(is_new, *flows), new)
 
 
 def _misfit(

@@ -126,6 +126,7 @@ class Approach:
         )
         is_late = np.isin(np.arange(self.num_restarts), late)
         is_new = is_late & ~self._is_misfit(fresh, scores)
+        fresh, state = self.engine.align(fresh, state)
         state = choose_restarts(is_new, fresh, state, keep=("rng_key", "pool"))
         return state._replace(
             pool=fresh.pool,
@@ -222,6 +223,7 @@ class Approach:
     def _start_over(self, state: EPIState, is_misfit: np.ndarray) -> EPIState:
         """Untrained guides instead of some; what importance sampling found stays."""
         fresh = self.engine.init_state(state.rng_key, self.simulations.table.targets)
+        fresh, state = self.engine.align(fresh, state)
         kept = ("rng_key", "pool")
         return choose_restarts(is_misfit, fresh, state, keep=kept)
 

@@ -31,6 +31,7 @@ from numpyro_epi._train.step import (
     Objective,
     make_update,
 )
+from numpyro_epi.guides._bumps import Bumps
 
 # Draws that one call of a compiled function makes, simulates or evaluates.
 MIN_CHUNK, MAX_CHUNK = 100, 5000
@@ -175,6 +176,47 @@ class Engine:
     def pilot(self) -> Callable:
         """Differences and derivatives of the statistics."""
         return make_pilot(self.problem, self.problem.table.has_var)
+
+    @cached_property
+    def reweigh(self) -> Callable[[Params, jax.Array], Params]:
+        """Weights of the bumps of the base from draws, shape (R, n, D)."""
+        return jax.jit(vmap(self.guide.reweigh))
+
+    def no_bumps(self, num: int) -> Bumps:
+        """Bumps without weight, for all restarts."""
+        none = Bumps.none(num, self.problem.num_latents)
+        repeat = (self.options.num_restarts,)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, repeat + x.shape), none)
+
+    def align(self, *states: EPIState) -> list[EPIState]:
+        """The same guides on bases of as many bumps: added ones have no weight."""
+        nums = [self._num_bumps(state) for state in states]
+        if len(set(nums)) == 1:
+            return list(states)
+        return [self.with_bumps(state, max(nums)) for state in states]
+
+    def _num_bumps(self, state: EPIState) -> int:
+        bumps = self.guide.bumps(state.params)
+        return 0 if bumps is None else bumps.num
+
+    def with_bumps(self, state: EPIState, num: int) -> EPIState:
+        """The same guide with bumps without weight in its base, up to a number."""
+        if self._num_bumps(state) == num:
+            return state
+
+        def widen(params: Params) -> Params:
+            bumps, none = self.guide.bumps(params), self.no_bumps(num)
+            if bumps is not None:
+                none = jax.vmap(lambda b: b.padded(num))(bumps)
+            return self.guide.with_bumps(params, none)
+
+        params = widen(state.params)
+        return state._replace(
+            params=params,
+            average=widen(state.average),
+            cover=widen(state.cover),
+            optim_state=self.init_optim(params),
+        )
 
     @cached_property
     def fit(self) -> Fit:

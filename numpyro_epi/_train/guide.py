@@ -17,6 +17,8 @@ from numpyro.infer import autoguide
 
 from numpyro_epi._math.lattice import shifted_lattice
 from numpyro_epi._train.problem import Problem
+from numpyro_epi.guides._bumps import Bumps, reweigh
+from numpyro_epi.guides.base import AutoFlow
 from numpyro_epi.handlers import noise
 
 Params = dict[str, Any]
@@ -89,6 +91,41 @@ class GuideFunctions:
             k: self.transforms[k](v) if k in self.transforms else v
             for k, v in params.items()
         }
+
+    def find_bumps(self, u: np.ndarray, counts: np.ndarray) -> Bumps | None:
+        """Bumps for the base of a flow, if draws u (n, D) lie on several islands."""
+        if not isinstance(self.guide, AutoFlow):
+            return None
+        return self.guide.find_bumps(u, counts)
+
+    @property
+    def flow_name(self) -> str:
+        """Of the parameters of a flow, of which bumps are a part."""
+        return f"{self.guide.prefix}_flow$params"
+
+    def bumps(self, params: Params) -> Bumps | None:
+        """Those of the base of a flow, if it has any."""
+        flow = params.get(self.flow_name)
+        return flow.get("bumps") if isinstance(flow, dict) else None
+
+    def with_bumps(self, params: Params, bumps: Bumps) -> Params:
+        """The flow of some parameters on a base with bumps."""
+        flow = {**params[self.flow_name], "bumps": bumps}
+        return {**params, self.flow_name: flow}
+
+    def without_bumps(self, params: Params) -> Params:
+        """The flow of some parameters on a base without."""
+        if self.bumps(params) is None:
+            return params
+        flow = {k: v for k, v in params[self.flow_name].items() if k != "bumps"}
+        return {**params, self.flow_name: flow}
+
+    def reweigh(self, params: Params, u: jax.Array) -> Params:
+        """Bumps with the shares of draws u, shape (n, D), as weights."""
+        posterior: Any = self.posterior(params)
+        for transform in reversed(posterior.transforms):
+            u = transform.inv(u)
+        return self.with_bumps(params, reweigh(posterior.base_dist, u))
 
     def posterior(self, params: Params) -> dist.Distribution:
         """The distribution of u, shape (D,), at unconstrained parameters."""

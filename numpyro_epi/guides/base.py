@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from jax import lax
 from jax.typing import ArrayLike
 from numpyro import handlers
 from numpyro.distributions import biject_to
@@ -30,6 +31,7 @@ from numpyro.infer.initialization import init_to_uniform
 
 from .._sites import Latent, find_latents, sample_unconstrained
 from .._typing import Message, Model
+from ._bumps import Bumps, BumpyBase
 from ._conditioner import Activation, Network, init_networks
 from ._coupling import CouplingMap, FlowDistribution, Partition, partitions
 from ._distributions import StandardNormal
@@ -41,6 +43,8 @@ from ._stack import CouplingStack, stack_layers
 NUM_FLOWS, DEEP_FLOWS, DEEP_LATENTS = 8, 12, 8
 # Most coordinates whose linear maps, with their square as parameters, pay by default.
 MAX_MIXED_LATENTS = 128
+# Most coordinates in which draws tell whether a law is in pieces.
+MAX_BUMPY_LATENTS = 12
 BASES = ("prior", "normal")
 
 
@@ -79,6 +83,8 @@ class AutoFlow(AutoContinuous):
         mixing: Whether a learned linear map of all coordinates precedes each layer; by
             default, up to 128 latent coordinates, but not in `AutoRealNVP` if it is
             `directed`. It has the square of their number as parameters.
+        multimodal: Whether `EPI` may give the base a bump for each of several islands,
+            if its warm start finds the law of 2 to 12 latent coordinates in pieces.
 
     Attributes:
         latent_dim: Number of unconstrained coordinates, D, once the guide met its
@@ -108,6 +114,7 @@ class AutoFlow(AutoContinuous):
         base_scale: ArrayLike = 1.0,
         nonlinearity: Activation = jax.nn.silu,
         mixing: bool | None = None,
+        multimodal: bool = True,
     ) -> None:
         if num_flows is not None:
             check_count("num_flows", num_flows, minimum=1)
@@ -115,6 +122,10 @@ class AutoFlow(AutoContinuous):
         if base not in BASES:
             raise ValueError(f"Expected one of {BASES} as `base`, got {base!r}.")
         check_switch("mixing", mixing)
+        if not isinstance(multimodal, bool):
+            raise ValueError(
+                f"Expected True or False as `multimodal`, got {multimodal!r}."
+            )
         if not np.all(np.asarray(base_scale) > 0):
             raise ValueError(
                 f"Expected positive numbers as `base_scale`, got {base_scale}. It is a "
@@ -127,6 +138,7 @@ class AutoFlow(AutoContinuous):
         self.base_scale = base_scale
         self.nonlinearity = nonlinearity
         self._mixing = mixing
+        self.multimodal = multimodal
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
 
     @property
@@ -238,7 +250,23 @@ class AutoFlow(AutoContinuous):
             activation=self.nonlinearity,
         )
         to_base = AffineTransform(self._base.loc, self._base.scale)
-        return FlowDistribution(self.get_base_dist(), [stack, to_base])
+        base = self.get_base_dist()
+        if "bumps" in flow:
+            base = BumpyBase(base, lax.stop_gradient(flow["bumps"]))
+        return FlowDistribution(base, [stack, to_base])
+
+    def find_bumps(self, u: np.ndarray, counts: np.ndarray) -> Bumps | None:
+        """A bump of the base for each island of draws; None if they are in one piece.
+
+        Args:
+            u: Distinct draws, unconstrained, shape (n, D).
+            counts: How often each was drawn, shape (n,).
+        """
+        # Functions of one coordinate that bend fit two modes as they are, and in many
+        # dimensions draws are too sparse to tell islands.
+        if not self.multimodal or not 2 <= self.latent_dim <= MAX_BUMPY_LATENTS:
+            return None
+        return Bumps.on_islands((u - self._base.loc) / self._base.scale, counts)
 
     def get_base_dist(self) -> dist.Distribution:
         return self._base.standard

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.core
         ({"hidden_dims": [50]}, r"`hidden_dims`, got \[50\]"),
         ({"hidden_dims": (50, 0)}, r"`hidden_dims`, got \(50, 0\)"),
         ({"hidden_dims": ()}, "`hidden_dims`"),
+        ({"multimodal": 2}, "`multimodal`, got 2"),
         ({"mixing": "LU"}, "`mixing`, got 'LU'"),
         ({"base": "posterior"}, "`base`, got 'posterior'"),
         ({"base_scale": 0.0}, "`base_scale`, got 0.0"),
