@@ -25,6 +25,8 @@ MAX_MULTIPLIERS = 32
 # Share of a target variance that the mean alone leaves, below which that is said; and
 # the number of statistics of which it is said.
 WIDENED, MAX_WIDENED = 0.8, 3
+# Nats to the maximum beyond which a reader is warned: half of a law is 0.7.
+LARGE_GAP = 0.5
 
 MULTIPLIERS_SOURCES = {
     "dual": "exact, from the dual problem on weighted draws",
@@ -144,6 +146,13 @@ def _distribution(best: "EPIRestart") -> list[str]:
             f"{best.dual_ess:,.0f} effective draws)"
         )
         lines.append(_entry("estimate of its maximum", text))
+        if gap > LARGE_GAP:
+            lines.append(
+                f"  A gap of {gap:.1f} nats is large: a part with the property may be "
+                "missing, or the guide is not flexible enough. Look at `diagnostics."
+                "duality_gap_diagnostic`; try more `num_epochs`, `num_restarts`, or "
+                "`num_flows` of the guide."
+            )
     if best.invalid > 0:
         text = f"{best.invalid:10.2%}  (left out)"
         lines.append(_entry("draws that cannot be simulated", text))

@@ -371,6 +371,14 @@ def test_summary_says_which_variance_is_more_than_the_mean_alone_leaves(result, 
     assert (expected if sign > 0 else twin) in lines[0]
 
 
+@pytest.mark.parametrize("gap", [0.4, 2.3])
+def test_a_large_gap_is_pointed_out(result, gap):
+    best = result.restarts[result.best]
+    restart = replace(best, log_normalizer=best.score + gap, dual_ess=1000.0)
+    text = _report.summary(replace(result, restarts=(restart,), best=0))
+    assert ("A gap of 2.3 nats is large" in text) == (gap > 1)
+
+
 def many_constraints(result, num_sites):
     """A result with long names and large numbers at many sites."""
     names = [
