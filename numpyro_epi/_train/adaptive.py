@@ -22,14 +22,14 @@ from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.fit import fit_best
 from numpyro_epi._train.state import PoolDraws, choose_rows
 from numpyro_epi._train.warm_start import Pool, solve_pool, split_indices
-from numpyro_epi.guides._bumps import Bumps
-from numpyro_epi.guides._islands import MAX_DRAWS
 
 # Log density of draws u, shape (R, n, D), under a proposal of each restart.
 LogDensity = Callable[[np.ndarray], np.ndarray]
 Found = list[tuple[DualSolution, float]]
 # Nats from the maximum beyond which a fitted guide is left for an untrained one.
 MAX_MISFIT = 20.0
+# Draws that tell whether a law is in pieces.
+ISLAND_DRAWS = 2000
 # Share of its misfit that a round leaves, beyond which the next one does not help.
 STUCK = 0.9
 
@@ -266,7 +266,7 @@ class AdaptiveSampler:
         """
         bumps = []
         for pool, (solution, distance) in zip(self.pools, found, strict=True):
-            rows = systematic_resample(solution.weights, MAX_DRAWS, 0.5)
+            rows = systematic_resample(solution.weights, ISLAND_DRAWS, 0.5)
             rows, counts = np.unique(rows, return_counts=True)
             is_there = distance == 0.0
             bumps.append(
@@ -280,13 +280,14 @@ class AdaptiveSampler:
         self.num_islands = nums
         # Powers of two: a program is compiled for each number of bumps.
         num = 1 << (max(nums) - 1).bit_length()
-        dim = train.shape[-1]
-        padded = [Bumps.none(num, dim) if b is None else b.padded(num) for b in bumps]
+        none = guide.guide.no_bumps
+        padded = [none(num) if b is None else b.padded(num) for b in bumps]
         new = jax.tree.map(lambda *x: jnp.stack(x), *padded)
         if old is not None and old.num == num:
             new = choose_rows(is_new, new, old)
-        flows = self.engine.init_params(self.next_keys()), guide.without_bumps(params)
-        return guide.with_bumps(choose_rows(is_new, *flows), new)
+        flow = guide.guide.set_bumps(params, None)
+        flow = choose_rows(is_new, self.engine.init_params(self.next_keys()), flow)
+        return guide.guide.set_bumps(flow, new)
 
 
 def _misfit(

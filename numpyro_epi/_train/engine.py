@@ -31,7 +31,6 @@ from numpyro_epi._train.step import (
     Objective,
     make_update,
 )
-from numpyro_epi.guides._bumps import Bumps
 
 # Draws that one call of a compiled function makes, simulates or evaluates.
 MIN_CHUNK, MAX_CHUNK = 100, 5000
@@ -180,11 +179,11 @@ class Engine:
     @cached_property
     def reweigh(self) -> Callable[[Params, jax.Array], Params]:
         """Weights of the bumps of the base from draws, shape (R, n, D)."""
-        return jax.jit(vmap(self.guide.reweigh))
+        return jax.jit(vmap(self.guide.guide.reweigh_bumps))
 
-    def no_bumps(self, num: int) -> Bumps:
+    def no_bumps(self, num: int) -> Any:
         """Bumps without weight, for all restarts."""
-        none = Bumps.none(num, self.problem.num_latents)
+        none = self.guide.guide.no_bumps(num)
         repeat = (self.options.num_restarts,)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, repeat + x.shape), none)
 
@@ -208,7 +207,7 @@ class Engine:
             bumps, none = self.guide.bumps(params), self.no_bumps(num)
             if bumps is not None:
                 none = jax.vmap(lambda b: b.padded(num))(bumps)
-            return self.guide.with_bumps(params, none)
+            return self.guide.guide.set_bumps(params, none)
 
         params = widen(state.params)
         return state._replace(

@@ -17,8 +17,6 @@ from numpyro.infer import autoguide
 
 from numpyro_epi._math.lattice import shifted_lattice
 from numpyro_epi._train.problem import Problem
-from numpyro_epi.guides._bumps import Bumps, reweigh
-from numpyro_epi.guides.base import AutoFlow
 from numpyro_epi.handlers import noise
 
 Params = dict[str, Any]
@@ -92,40 +90,18 @@ class GuideFunctions:
             for k, v in params.items()
         }
 
-    def find_bumps(self, u: np.ndarray, counts: np.ndarray) -> Bumps | None:
-        """Bumps for the base of a flow, if draws u (n, D) lie on several islands."""
-        if not isinstance(self.guide, AutoFlow):
-            return None
-        return self.guide.find_bumps(u, counts)
-
     @property
-    def flow_name(self) -> str:
-        """Of the parameters of a flow, of which bumps are a part."""
-        return f"{self.guide.prefix}_flow$params"
+    def can_split(self) -> bool:
+        """Whether the base of the guide may have bumps, as that of a flow may."""
+        return hasattr(self.guide, "find_bumps")
 
-    def bumps(self, params: Params) -> Bumps | None:
-        """Those of the base of a flow, if it has any."""
-        flow = params.get(self.flow_name)
-        return flow.get("bumps") if isinstance(flow, dict) else None
+    def find_bumps(self, u: np.ndarray, counts: np.ndarray) -> Any:
+        """Bumps for the base, if draws u (n, D) lie on several islands; else None."""
+        return self.guide.find_bumps(u, counts) if self.can_split else None
 
-    def with_bumps(self, params: Params, bumps: Bumps) -> Params:
-        """The flow of some parameters on a base with bumps."""
-        flow = {**params[self.flow_name], "bumps": bumps}
-        return {**params, self.flow_name: flow}
-
-    def without_bumps(self, params: Params) -> Params:
-        """The flow of some parameters on a base without."""
-        if self.bumps(params) is None:
-            return params
-        flow = {k: v for k, v in params[self.flow_name].items() if k != "bumps"}
-        return {**params, self.flow_name: flow}
-
-    def reweigh(self, params: Params, u: jax.Array) -> Params:
-        """Bumps with the shares of draws u, shape (n, D), as weights."""
-        posterior: Any = self.posterior(params)
-        for transform in reversed(posterior.transforms):
-            u = transform.inv(u)
-        return self.with_bumps(params, reweigh(posterior.base_dist, u))
+    def bumps(self, params: Params) -> Any:
+        """Those of the base, or None."""
+        return self.guide.get_bumps(params) if self.can_split else None
 
     def posterior(self, params: Params) -> dist.Distribution:
         """The distribution of u, shape (D,), at unconstrained parameters."""

@@ -17,8 +17,8 @@ NUM_NEIGHBOURS = 24
 # Draws that count a draw among their nearest; with fewer it is a stray, a bridge to no
 # other.
 MIN_FOLLOWERS = 10
-# Draws that tell islands apart: more cost their square, fewer show none.
-MAX_DRAWS, MIN_DRAWS = 2000, 400
+# Fewer draws show no islands.
+MIN_DRAWS = 400
 # Share of the draws below which they are strays of another island.
 MIN_SHARE = 0.02
 
@@ -27,7 +27,7 @@ def find_islands(draws: np.ndarray) -> np.ndarray:
     """The island of each draw, 0 and up; all zero if there is one, or too few draws.
 
     Args:
-        draws: Distinct, shape (n, D).
+        draws: Distinct, shape (n, D); time and memory grow with the square of n.
 
     Returns:
         Shape (n,). Strays belong to the island of the nearest draw that is none.

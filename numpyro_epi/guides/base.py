@@ -31,7 +31,7 @@ from numpyro.infer.initialization import init_to_uniform
 
 from .._sites import Latent, find_latents, sample_unconstrained
 from .._typing import Message, Model
-from ._bumps import Bumps, BumpyBase
+from ._bumps import Bumps, BumpyBase, reweigh
 from ._conditioner import Activation, Network, init_networks
 from ._coupling import CouplingMap, FlowDistribution, Partition, partitions
 from ._distributions import StandardNormal
@@ -267,6 +267,27 @@ class AutoFlow(AutoContinuous):
         if not self.multimodal or not 2 <= self.latent_dim <= MAX_BUMPY_LATENTS:
             return None
         return Bumps.on_islands((u - self._base.loc) / self._base.scale, counts)
+
+    def no_bumps(self, num: int) -> Bumps:
+        """Bumps without weight, which leave the base as it is."""
+        return Bumps.none(num, self.latent_dim)
+
+    def get_bumps(self, params: dict[str, Any]) -> Bumps | None:
+        """Those of the base at some parameters, if it has any."""
+        return params[f"{self.prefix}_flow$params"].get("bumps")
+
+    def set_bumps(self, params: dict[str, Any], bumps: Bumps | None) -> dict[str, Any]:
+        """The flow of some parameters on a base with bumps, or without."""
+        name = f"{self.prefix}_flow$params"
+        flow = {k: v for k, v in params[name].items() if k != "bumps"}
+        return {**params, name: flow if bumps is None else {**flow, "bumps": bumps}}
+
+    def reweigh_bumps(self, params: dict[str, Any], u: jax.Array) -> dict[str, Any]:
+        """Bumps whose weights are the shares of draws u, shape (n, D), in them."""
+        posterior: Any = self.get_posterior(params)
+        for transform in reversed(posterior.transforms):
+            u = transform.inv(u)
+        return self.set_bumps(params, reweigh(posterior.base_dist, u))
 
     def get_base_dist(self) -> dist.Distribution:
         return self._base.standard
