@@ -101,8 +101,8 @@ def plot_distribution(result):
         0.33,
         0.93,
         f"Two mirror-image solutions:\n$a_{{12}} > 0$ in {share:.0%} of the draws\n"
-        "(exact: 50%). Entries are\ndimensionless. Dark dots in\nbetween: a flow is "
-        "continuous,\nand joins them by a thin bridge.",
+        "(exact: 50%). Entries are\ndimensionless. Dark dots in\nbetween: strays; the "
+        "density of\na flow is nowhere zero.",
         va="top",
     )
     return figure
