@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-# How JAX, Equinox and Diffrax say that a derivative does not exist.
-REFUSALS = (TypeError, ValueError, NotImplementedError, RuntimeError)
+# How JAX says that a derivative does not exist: a rule for reverse mode alone, a loop
+# or a callback, a missing rule. The program itself has been traced before, so that its
+# own errors have been raised by now.
+REFUSALS = (TypeError, ValueError, NotImplementedError)
 
 
 class Derivatives(NamedTuple):
