@@ -109,7 +109,7 @@ def plot_regimes(result, lines, census):
     axes[2, 0].legend(fontsize=8, ncols=2, loc="upper right")
     fig.suptitle(
         "The same step changes the Anti task in different ways along the path of modes "
-        "(lines), and at draws near it (small dots)",
+        "(lines), and at draws near it (small dots of the same colours)",
         x=0.01,
         ha="left",
         fontsize=12,

@@ -25,7 +25,7 @@ and 0.75 are their examples. v1 is taken twice: from the flow, and from the exac
 with the multipliers of the run (`of="tilted"`), which knows the model and not the fit.
 
 Held at one sW, the density has a ridge with peaks of nearly the same height. Where the
-one that the path is on ends, it jumps: in our run in vW, between sW = 0.25 and 0.5.
+one that the path is on ends, it jumps, mostly in vW; where, differs from run to run.
 
 The script runs the inference, or reads a saved one (`--result FILE`), prints the
 paper's claims beside our numbers, and writes

@@ -1,7 +1,7 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""A law in pieces: the warm start gives the guide's base a bump on each of them."""
+"""A law in pieces: the warm start gives the base of the guide a component on each."""
 
 from functools import partial
 
@@ -44,14 +44,14 @@ def result():
     return epi.EPI(corners, GUIDE, **OPTIONS, num_restarts=2).run(KEY)
 
 
-def bumps_of(result):
-    return result.params["auto_flow$params"].get("bumps")
+def components_of(result):
+    return result.params["auto_flow$params"].get("components")
 
 
-def test_a_bump_on_each_piece(result):
-    bumps = bumps_of(result)
-    assert bumps.num == 4
-    shares = np.exp(np.asarray(bumps.log_weights))
+def test_a_component_on_each_piece(result):
+    found = components_of(result)
+    assert found.num == 4
+    shares = np.exp(np.asarray(found.log_weights))
     np.testing.assert_allclose(shares, [0, 0.25, 0.25, 0.25, 0.25], atol=0.05)
     # 2,000 draws: five standard errors of a share are 0.05.
     z = result.draws.latents["z"]
@@ -59,9 +59,9 @@ def test_a_bump_on_each_piece(result):
     np.testing.assert_allclose(found, 0.25, atol=0.1)
 
 
-def test_one_piece_has_no_bumps():
+def test_one_piece_has_no_components():
     result = epi.EPI(line, GUIDE, **OPTIONS).run(KEY)
-    assert bumps_of(result) is None
+    assert components_of(result) is None
 
 
 def test_the_density_is_that_of_the_draws(result):
@@ -69,14 +69,14 @@ def test_the_density_is_that_of_the_draws(result):
     np.testing.assert_allclose(result.log_prob(draws), stored, rtol=1e-3, atol=1e-3)
 
 
-def test_training_leaves_bumps_where_they_are(result):
+def test_training_leaves_components_where_they_are(result):
     """The guide as the warm start left it, and as training did."""
-    bumps = result._engine.guide.bumps
-    old, new = bumps(result.state.cover), bumps(result.state.params)
+    components = result._engine.guide.components
+    old, new = components.get(result.state.cover), components.get(result.state.params)
     jax.tree.map(np.testing.assert_array_equal, old, new)
 
 
-def test_a_saved_result_keeps_its_bumps(result, tmp_path):
+def test_a_saved_result_keeps_its_components(result, tmp_path):
     path = tmp_path / "result.npz"
     result.save(path)
     loaded = epi.EPIResult.load(path, corners, GUIDE)
@@ -85,7 +85,7 @@ def test_a_saved_result_keeps_its_bumps(result, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, result.params)
 
 
-def test_hessians_see_the_bumps(result):
+def test_hessians_see_the_components(result):
     found = sensitivity.hessian(result, {"z": [[2.0, 2.0], [-2.0, 2.0]]})
     assert np.isfinite(found.matrix).all()
     assert (np.linalg.eigvalsh(found.matrix) < 0).all()
@@ -97,13 +97,13 @@ def test_modes_are_found_on_every_piece(result):
     assert signs == {(1, 1), (1, -1), (-1, 1), (-1, -1)}
 
 
-def test_guides_with_and_without_bumps_go_together(result):
-    """A state without gets bumps of no weight: the same density."""
+def test_guides_with_and_without_components_go_together(result):
+    """A state without gets components of no weight: the same density."""
     engine = result._engine
-    with_bumps = result.state
+    wide = result.state
     keys = jax.random.split(KEY, 2)
     without = engine.init_state(keys, result.table.targets)
-    first, second = engine.align(without, with_bumps)
+    first, second = engine.align(without, wide)
     assert jax.tree.structure(first) == jax.tree.structure(second)
     u = jnp.asarray(np.random.default_rng(0).normal(size=(2, 10, 2)))
     np.testing.assert_allclose(
@@ -112,6 +112,6 @@ def test_guides_with_and_without_bumps_go_together(result):
         rtol=1e-5,
     )
     np.testing.assert_array_equal(
-        second.params["auto_flow$params"]["bumps"].locs,
-        with_bumps.params["auto_flow$params"]["bumps"].locs,
+        second.params["auto_flow$params"]["components"].locs,
+        wide.params["auto_flow$params"]["components"].locs,
     )

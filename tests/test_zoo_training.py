@@ -70,7 +70,7 @@ def test_default_options_reach_the_maximum(problem_and_inference, key):
 
 
 def test_a_base_in_one_piece_loses_some_of_nine():
-    """The twin: without bumps on the islands the same run falls 0.70 nats short."""
+    """The twin: without components the same run falls 0.70 nats short."""
     problem = ZOO["nine_modes"]
     guide = partial(epi.guides.AutoRealNVP, multimodal=False)
     result = epi.EPI(problem.model, guide, progress_bar=False).run(jax.random.key(0))

@@ -138,13 +138,13 @@ def _state(
     """The state, in the tree that the guide and the optimiser have now."""
     keys = jax.random.split(jax.random.key(0), engine.options.num_restarts)
     specs = {name: _spec(spec) for name, spec in header["state"].items()}
-    num_bumps = _num_bumps(specs)
+    num = _num_components(specs)
 
     def init(keys: jax.Array) -> EPIState:
         state = engine.init_state(keys, table.targets)
-        if num_bumps == 0:
+        if num == 0:
             return state
-        return engine.with_bumps(state, num_bumps)
+        return engine.with_components(state, num)
 
     tree = jax.eval_shape(init, keys)
     expected = {
@@ -174,10 +174,10 @@ def _state(
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _num_bumps(specs: dict[str, tuple[tuple[int, ...], str]]) -> int:
+def _num_components(specs: dict[str, tuple[tuple[int, ...], str]]) -> int:
     """Of the base of the guide: a run decides on them."""
     for name, (shape, _) in specs.items():
-        if name.startswith(".params") and name.endswith("['bumps'].log_weights"):
+        if name.startswith(".params") and name.endswith("['components'].log_weights"):
             return shape[-1] - 1
     return 0
 

@@ -59,7 +59,7 @@ class AdaptiveSampler:
         self.proposals: list[LogDensity] = []
         # Of the guide that the last round drew from, see `round`.
         self.misfit = np.full(self.options.num_restarts, np.nan)
-        # On which the bumps of the guides' bases stand.
+        # On which the components of the guides' bases stand.
         self.num_islands = [1] * self.options.num_restarts
 
     @property
@@ -259,35 +259,46 @@ class AdaptiveSampler:
         return self.engine.fit(params, *args, 0.0)[0]
 
     def _split(self, params: Any, found: Found, train: jax.Array) -> Any:
-        """Give the base of a guide a bump on each island of its weighted draws.
+        """Give the base of a guide a component on each island of its weighted draws.
 
-        Guides whose number of islands has changed start anew; the weights of the bumps
-        of the others follow the draws.
+        Guides whose number of islands has changed start anew; the weights of the
+        components of the others follow the draws.
         """
-        bumps = []
-        for pool, (solution, distance) in zip(self.pools, found, strict=True):
-            rows = systematic_resample(solution.weights, ISLAND_DRAWS, 0.5)
-            rows, counts = np.unique(rows, return_counts=True)
-            is_there = distance == 0.0
-            bumps.append(
-                self.engine.guide.find_bumps(pool.u[rows], counts) if is_there else None
-            )
-        guide, old = self.engine.guide, self.engine.guide.bumps(params)
-        nums = [1 if b is None else b.num for b in bumps]
+        components = self.engine.guide.components
+        if components is None:
+            return params
+        draws = [self._island_draws(*solved) for solved in enumerate(found)]
+        islands = [components.find_islands(u) for u, _ in draws]
+        nums = [int(labels.max()) + 1 for labels in islands]
         is_new = np.array(nums) != self.num_islands
+        old = components.get(params)
         if not is_new.any():
             return params if old is None else self.engine.reweigh(params, train)
         self.num_islands = nums
-        # Powers of two: a program is compiled for each number of bumps.
-        num = 1 << (max(nums) - 1).bit_length()
-        none = guide.guide.no_bumps
-        padded = [none(num) if b is None else b.padded(num) for b in bumps]
-        new = jax.tree.map(lambda *x: jnp.stack(x), *padded)
+        new = [
+            components.on_islands(*pair, labels) if labels.any() else components.none(1)
+            for pair, labels in zip(draws, islands, strict=True)
+        ]
+        # Powers of two: a program is compiled for each number of components.
+        num = 1 << (max(c.num for c in new) - 1).bit_length()
+        new = jax.tree.map(lambda *x: jnp.stack(x), *(c.padded(num) for c in new))
         if old is not None and old.num == num:
             new = choose_rows(is_new, new, old)
-        flow = guide.guide.set_bumps(params, None)
+        flow = components.set(params, None)
         flow = choose_rows(is_new, self.engine.init_params(self.next_keys()), flow)
-        return guide.guide.set_bumps(flow, new)
+        return components.set(flow, new)
+
+    def _island_draws(
+        self, r: int, found: tuple[DualSolution, float]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct weighted draws of a restart, and counts; none before it arrives."""
+        solution, distance = found
+        u = self.pools[r].u
+        if distance > 0.0:
+            return u[:1], np.ones(1, int)
+        rows = systematic_resample(solution.weights, ISLAND_DRAWS, 0.5)
+        rows, counts = np.unique(rows, return_counts=True)
+        return u[rows], counts
 
 
 def _misfit(

@@ -178,42 +178,39 @@ class Engine:
 
     @cached_property
     def reweigh(self) -> Callable[[Params, jax.Array], Params]:
-        """Weights of the bumps of the base from draws, shape (R, n, D)."""
-        return jax.jit(vmap(self.guide.guide.reweigh_bumps))
-
-    def no_bumps(self, num: int) -> Any:
-        """Bumps without weight, for all restarts."""
-        none = self.guide.guide.no_bumps(num)
-        repeat = (self.options.num_restarts,)
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, repeat + x.shape), none)
+        """Weights of the components of the base from draws, shape (R, n, D)."""
+        return jax.jit(vmap(self.guide.components.reweigh))
 
     def align(self, *states: EPIState) -> list[EPIState]:
-        """The same guides on bases of as many bumps: added ones have no weight."""
-        nums = [self._num_bumps(state) for state in states]
+        """The same guides on bases of as many components: added ones have no weight."""
+        nums = [self._num_components(state) for state in states]
         if len(set(nums)) == 1:
             return list(states)
-        return [self.with_bumps(state, max(nums)) for state in states]
+        return [self.with_components(state, max(nums)) for state in states]
 
-    def _num_bumps(self, state: EPIState) -> int:
-        bumps = self.guide.bumps(state.params)
-        return 0 if bumps is None else bumps.num
+    def _num_components(self, state: EPIState) -> int:
+        if self.guide.components is None:
+            return 0
+        found = self.guide.components.get(state.params)
+        return 0 if found is None else found.num
 
-    def with_bumps(self, state: EPIState, num: int) -> EPIState:
-        """The same guide with bumps without weight in its base, up to a number."""
-        if self._num_bumps(state) == num:
+    def with_components(self, state: EPIState, num: int) -> EPIState:
+        """The same guide with components without weight in its base, up to a number."""
+        if self._num_components(state) == num:
             return state
+        components = self.guide.components
 
         def widen(params: Params) -> Params:
-            bumps, none = self.guide.bumps(params), self.no_bumps(num)
-            if bumps is not None:
-                none = jax.vmap(lambda b: b.padded(num))(bumps)
-            return self.guide.guide.set_bumps(params, none)
+            found = components.get(params)
+            if found is None:
+                return components.set(params, components.none(num))
+            return components.set(params, found.padded(num))
 
-        params = widen(state.params)
+        params = vmap(widen)(state.params)
         return state._replace(
             params=params,
-            average=widen(state.average),
-            cover=widen(state.cover),
+            average=vmap(widen)(state.average),
+            cover=vmap(widen)(state.cover),
             optim_state=self.init_optim(params),
         )
 

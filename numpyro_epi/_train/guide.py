@@ -91,17 +91,12 @@ class GuideFunctions:
         }
 
     @property
-    def can_split(self) -> bool:
-        """Whether the base of the guide may have bumps, as that of a flow may."""
-        return hasattr(self.guide, "find_bumps")
+    def components(self) -> Any:
+        """What finds and sets components of the base of a flow; None of other guides.
 
-    def find_bumps(self, u: np.ndarray, counts: np.ndarray) -> Any:
-        """Bumps for the base, if draws u (n, D) lie on several islands; else None."""
-        return self.guide.find_bumps(u, counts) if self.can_split else None
-
-    def bumps(self, params: Params) -> Any:
-        """Those of the base, or None."""
-        return self.guide.get_bumps(params) if self.can_split else None
+        See `BaseComponents` of `AutoFlow`.
+        """
+        return getattr(self.guide, "components", None)
 
     def posterior(self, params: Params) -> dist.Distribution:
         """The distribution of u, shape (D,), at unconstrained parameters."""

@@ -31,11 +31,13 @@ from numpyro.infer.initialization import init_to_uniform
 
 from .._sites import Latent, find_latents, sample_unconstrained
 from .._typing import Message, Model
-from ._bumps import Bumps, BumpyBase, reweigh
+from ._checks import check_count, check_hidden_dims, check_switch
+from ._components import BaseComponents
 from ._conditioner import Activation, Network, init_networks
 from ._coupling import CouplingMap, FlowDistribution, Partition, partitions
 from ._distributions import StandardNormal
 from ._mixing import init_mixing
+from ._mixture import MixtureBase
 from ._prior import Base, make_base
 from ._stack import CouplingStack, stack_layers
 
@@ -43,8 +45,6 @@ from ._stack import CouplingStack, stack_layers
 NUM_FLOWS, DEEP_FLOWS, DEEP_LATENTS = 8, 12, 8
 # Most coordinates whose linear maps, with their square as parameters, pay by default.
 MAX_MIXED_LATENTS = 128
-# Most coordinates in which draws tell whether a law is in pieces.
-MAX_BUMPY_LATENTS = 12
 BASES = ("prior", "normal")
 
 
@@ -83,8 +83,9 @@ class AutoFlow(AutoContinuous):
         mixing: Whether a learned linear map of all coordinates precedes each layer; by
             default, up to 128 latent coordinates, but not in `AutoRealNVP` if it is
             `directed`. It has the square of their number as parameters.
-        multimodal: Whether `EPI` may give the base a bump for each of several islands,
-            if its warm start finds the law of 2 to 12 latent coordinates in pieces.
+        multimodal: Whether `EPI` may give the base a Gaussian component for each of
+            several islands, if its warm start finds the law of 2 to 12 latent
+            coordinates in pieces.
 
     Attributes:
         latent_dim: Number of unconstrained coordinates, D, once the guide met its
@@ -118,7 +119,7 @@ class AutoFlow(AutoContinuous):
     ) -> None:
         if num_flows is not None:
             check_count("num_flows", num_flows, minimum=1)
-        _check_hidden_dims(hidden_dims)
+        check_hidden_dims(hidden_dims)
         if base not in BASES:
             raise ValueError(f"Expected one of {BASES} as `base`, got {base!r}.")
         check_switch("mixing", mixing)
@@ -251,43 +252,20 @@ class AutoFlow(AutoContinuous):
         )
         to_base = AffineTransform(self._base.loc, self._base.scale)
         base = self.get_base_dist()
-        if "bumps" in flow:
-            base = BumpyBase(base, lax.stop_gradient(flow["bumps"]))
+        if "components" in flow:
+            base = MixtureBase(base, lax.stop_gradient(flow["components"]))
         return FlowDistribution(base, [stack, to_base])
 
-    def find_bumps(self, u: np.ndarray, counts: np.ndarray) -> Bumps | None:
-        """A bump of the base for each island of draws; None if they are in one piece.
-
-        Args:
-            u: Distinct draws, unconstrained, shape (n, D).
-            counts: How often each was drawn, shape (n,).
-        """
-        # Functions of one coordinate that bend fit two modes as they are, and in many
-        # dimensions draws are too sparse to tell islands.
-        if not self.multimodal or not 2 <= self.latent_dim <= MAX_BUMPY_LATENTS:
-            return None
-        return Bumps.on_islands((u - self._base.loc) / self._base.scale, counts)
-
-    def no_bumps(self, num: int) -> Bumps:
-        """Bumps without weight, which leave the base as it is."""
-        return Bumps.none(num, self.latent_dim)
-
-    def get_bumps(self, params: dict[str, Any]) -> Bumps | None:
-        """Those of the base at some parameters, if it has any."""
-        return params[f"{self.prefix}_flow$params"].get("bumps")
-
-    def set_bumps(self, params: dict[str, Any], bumps: Bumps | None) -> dict[str, Any]:
-        """The flow of some parameters on a base with bumps, or without."""
-        name = f"{self.prefix}_flow$params"
-        flow = {k: v for k, v in params[name].items() if k != "bumps"}
-        return {**params, name: flow if bumps is None else {**flow, "bumps": bumps}}
-
-    def reweigh_bumps(self, params: dict[str, Any], u: jax.Array) -> dict[str, Any]:
-        """Bumps whose weights are the shares of draws u, shape (n, D), in them."""
-        posterior: Any = self.get_posterior(params)
-        for transform in reversed(posterior.transforms):
-            u = transform.inv(u)
-        return self.set_bumps(params, reweigh(posterior.base_dist, u))
+    @property
+    def components(self) -> BaseComponents:
+        """Those of its base, for a law in several pieces; once it met its model."""
+        return BaseComponents(
+            f"{self.prefix}_flow$params",
+            self.latent_dim,
+            self.multimodal,
+            lambda u: (u - self._base.loc) / self._base.scale,
+            self.get_posterior,
+        )
 
     def get_base_dist(self) -> dist.Distribution:
         return self._base.standard
@@ -339,29 +317,3 @@ def _message(latent: Latent) -> Message:
         "scale": None,
         "cond_indep_stack": [],
     }
-
-
-def check_count(name: str, value: Any, *, minimum: int) -> None:
-    """Refuse what is not an integer of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(
-            f"Expected an integer of at least {minimum} as `{name}`, got {value!r}."
-        )
-
-
-def check_switch(name: str, value: Any) -> None:
-    """Refuse what is neither a bool nor None."""
-    if value is not None and not isinstance(value, bool):
-        raise ValueError(
-            f"Expected True, False or None as `{name}`, got {value!r}. None, the "
-            "default, leaves it to the number of latent coordinates."
-        )
-
-
-def _check_hidden_dims(hidden_dims: Any) -> None:
-    is_tuple = isinstance(hidden_dims, tuple) and len(hidden_dims) > 0
-    if not is_tuple or not all(isinstance(n, int) and n > 0 for n in hidden_dims):
-        raise ValueError(
-            "Expected a tuple of positive integers as `hidden_dims`, got "
-            f"{hidden_dims!r}. For example, (50, 50) for two hidden layers of 50 units."
-        )

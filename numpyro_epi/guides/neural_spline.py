@@ -6,9 +6,10 @@
 from typing import Any
 
 from .._typing import Model
+from ._checks import check_count
 from ._coupling import CouplingMap
 from ._rational_quadratic import RationalQuadratic
-from .base import AutoFlow, check_count
+from .base import AutoFlow
 
 
 class AutoNeuralSpline(AutoFlow):

@@ -8,8 +8,9 @@ from typing import Any
 from .._typing import Model
 from ._affine import Affine, DirectedAffine
 from ._bend import Bends
+from ._checks import check_switch
 from ._coupling import CouplingMap
-from .base import AutoFlow, check_switch
+from .base import AutoFlow
 
 # From so many latent coordinates on, layers scale along a direction by default; with
 # it, more than so many layers gain next to nothing.

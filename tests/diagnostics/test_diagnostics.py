@@ -234,7 +234,7 @@ def narrowed(result):
     kept = u[u.sum(-1) > 0]
     rows = kept[np.arange(4000) % len(kept)].astype(np.float32)
     start = jax.tree.map(lambda x: x[None], params)
-    # The base has a bump on each mode, of which a fit does not change the weight.
+    # The base has a component on each mode, of which a fit does not change the weight.
     start = engine.reweigh(start, rows[None])
     params = engine.fit(start, rows[None], rows[None, :1000], KEY[None], 60, 0.0)[0]
     draws, log_q, _ = engine.chunks.draws(params, KEY[None], 2000)

@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 
 from guides.tables import GUIDES, latents, untrained
-from numpyro_epi.guides._bumps import LOG_ZERO, Bumps, BumpyBase, reweigh
 from numpyro_epi.guides._distributions import StandardLogistic
 from numpyro_epi.guides._islands import MIN_DRAWS, find_islands
+from numpyro_epi.guides._mixture import LOG_ZERO, Components, MixtureBase, reweigh
 
 # Seeds of each shape, and draws of each seed.
 SEEDS, NUM = range(5), 2000
@@ -102,47 +102,47 @@ def test_few_draws_are_one_piece():
 # -- the base --------------------------------------------------------------------------
 
 
-def bumpy(share=0.2):
-    """Three bumps beside a logistic base of some share, and two of no weight."""
+def mixture(share=0.2):
+    """Three components beside a logistic base of some share, and two of no weight."""
     rng = np.random.default_rng(1)
     weights = np.append(share, (1 - share) * np.array([0.5, 0.3, 0.2]))
     factors = np.tril(rng.normal(size=(3, 2, 2))) * 0.2 + np.eye(2) * 0.5
     locs = np.array([[-4.0, 0.0], [4.0, 1.0], [0.0, 5.0]])
-    found = Bumps.of(np.log(weights), locs, factors, np.linalg.inv(factors))
-    return BumpyBase(StandardLogistic(2), found.padded(5))
+    found = Components.of(np.log(weights), locs, factors, np.linalg.inv(factors))
+    return MixtureBase(StandardLogistic(2), found.padded(5))
 
 
 def log_density(x):
     """The same by SciPy."""
-    base = bumpy()
-    weights = np.exp(np.asarray(base.bumps.log_weights, float))
+    base = mixture()
+    weights = np.exp(np.asarray(base.components.log_weights, float))
     total = weights[0] * stats.logistic.pdf(x).prod(-1)
     for k in range(3):
-        factor = np.asarray(base.bumps.factors[k], float)
-        law = stats.multivariate_normal(base.bumps.locs[k], factor @ factor.T)
+        factor = np.asarray(base.components.factors[k], float)
+        law = stats.multivariate_normal(base.components.locs[k], factor @ factor.T)
         total = total + weights[k + 1] * law.pdf(x)
     return np.log(total)
 
 
 def test_density_is_that_of_the_mixture():
     x = 3 * np.random.default_rng(0).normal(size=(50, 2))
-    np.testing.assert_allclose(bumpy().log_prob(x), log_density(x), rtol=1e-4)
+    np.testing.assert_allclose(mixture().log_prob(x), log_density(x), rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["at random", "evenly"])
 def test_draws_have_the_density(kind):
     """Moments of 20,000 draws, within 5 standard errors: false alarms below 1e-5."""
     key, num = jax.random.key(0), 20_000
-    base = bumpy()
+    base = mixture()
     if kind == "evenly":
         x = base.from_uniform(jax.random.uniform(jax.random.key(1), (num, 2)), key)
     else:
         x = base.sample(key, (num,))
     x = np.asarray(x, float)
-    weights = np.exp(np.asarray(base.bumps.log_weights[:4], float))
-    locs = np.concatenate([[[0.0, 0.0]], base.bumps.locs[:3]])
+    weights = np.exp(np.asarray(base.components.log_weights[:4], float))
+    locs = np.concatenate([[[0.0, 0.0]], base.components.locs[:3]])
     covs = [np.eye(2) * np.pi**2 / 3]
-    covs += [f @ f.T for f in np.asarray(base.bumps.factors[:3], float)]
+    covs += [f @ f.T for f in np.asarray(base.components.factors[:3], float)]
     second = sum(
         w * (c + np.outer(m, m)) for w, c, m in zip(weights, covs, locs, strict=True)
     )
@@ -155,33 +155,34 @@ def test_draws_have_the_density(kind):
 
 
 def test_even_draws_have_the_shares_of_the_weights_in_each_half():
-    base = bumpy(share=0.0 + 1e-9)
+    base = mixture(share=0.0 + 1e-9)
     x = base.from_uniform(
         jax.random.uniform(jax.random.key(1), (1000, 2)), jax.random.key(0)
     )
     nearest = np.argmin(
-        np.linalg.norm(x[:, None] - np.asarray(base.bumps.locs[:3]), axis=-1), axis=1
+        np.linalg.norm(x[:, None] - np.asarray(base.components.locs[:3]), axis=-1),
+        axis=1,
     )
     for half in (nearest[:500], nearest[500:]):
         shares = np.bincount(half, minlength=3) / 500
         np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=0.005)
 
 
-def test_bumps_without_weight_leave_the_base_as_it_is():
+def test_components_without_weight_leave_the_base_as_it_is():
     base = StandardLogistic(3)
-    bumpy_base = BumpyBase(base, Bumps.none(4, 3))
+    wide = MixtureBase(base, Components.none(4, 3))
     x = 5 * np.random.default_rng(0).normal(size=(20, 3))
-    np.testing.assert_array_equal(bumpy_base.log_prob(x), base.log_prob(x))
+    np.testing.assert_array_equal(wide.log_prob(x), base.log_prob(x))
 
 
 def test_weights_follow_draws():
-    base = bumpy()
+    base = mixture()
     x = base.sample(jax.random.key(0), (20_000,))
     # Those without weight lie in the middle of others, and stay out of it.
     log_weights = jnp.where(jnp.arange(6) < 4, jnp.log(0.25), LOG_ZERO)
-    even = base.bumps._replace(log_weights=log_weights)
+    even = base.components._replace(log_weights=log_weights)
     for _ in range(50):
-        even = reweigh(BumpyBase(base.standard, even), x)
+        even = reweigh(MixtureBase(base.standard, even), x)
     shares = np.exp(np.asarray(even.log_weights))
     np.testing.assert_allclose(shares[:3], [0.2, 0.4, 0.24], atol=0.03)
 
@@ -194,10 +195,10 @@ def test_a_flow_on_islands_starts_with_all_of_them(name):
     guide = GUIDES[name](latents(2))
     params = untrained(guide)
     draws = SHAPES["four"][0](np.random.default_rng(0)) / 3
-    bumps = guide.find_bumps(draws, np.ones(NUM, int))
-    assert bumps.num == 4
-    flow = params["auto_flow$params"]
-    params = {"auto_flow$params": {**flow, "bumps": bumps}}
+    islands = guide.components.find_islands(draws)
+    found = guide.components.on_islands(draws, np.ones(NUM, int), islands)
+    assert found.num == 4
+    params = guide.components.set(params, found)
     found = np.asarray(guide.get_posterior(params).sample(jax.random.key(0), (4000,)))
     quadrants = 2 * (found[:, 0] > 0) + (found[:, 1] > 0)
     shares = np.bincount(quadrants, minlength=4) / 4000
@@ -207,11 +208,11 @@ def test_a_flow_on_islands_starts_with_all_of_them(name):
 
 
 @pytest.mark.parametrize(("num", "is_on"), [(1, True), (13, True), (2, False)])
-def test_a_base_without_bumps(num, is_on):
+def test_a_base_without_components(num, is_on):
     """One latent, many, or on request."""
     guide = GUIDES["real_nvp"](latents(num), multimodal=is_on)
     untrained(guide)
     rng = np.random.default_rng(0)
     draws = 0.1 * rng.normal(size=(NUM, num)) + rng.choice([-2, 2], size=(NUM, 1))
     assert num > 12 or find_islands(draws).max() == 1
-    assert guide.find_bumps(draws, np.ones(NUM, int)) is None
+    assert not guide.components.find_islands(draws).any()

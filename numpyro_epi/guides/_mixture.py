@@ -1,7 +1,7 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""A base with a bump for each island of draws, from which a flow starts.
+r"""A mixture as the base of a flow: the standard one, and Gaussian components.
 
 A flow is continuous: from a base of one piece it cannot reach a law of several without
 bridges between them, and training removes bridges by giving pieces up. A mixture of
@@ -22,19 +22,17 @@ import numpyro.distributions as dist
 from jax.scipy.special import logsumexp, ndtri
 from numpyro.distributions import constraints
 
-from ._islands import find_islands
-
 # Log of a weight of zero: a finite number, so that averages of it are numbers.
 LOG_ZERO = -1e4
-# Of the variances of a bump, so that draws on a line have a density.
+# Of the variances of a component, so that draws on a line have a density.
 MIN_VARIANCE = 1e-6
 
 
-class Bumps(NamedTuple):
-    """Parameters of a base with bumps, which training does not change.
+class Components(NamedTuple):
+    """Gaussian components of a base, which training does not change.
 
     Attributes:
-        log_weights: Of the base without bumps, and of each bump, shape (K + 1,).
+        log_weights: Of the standard base, and of each component, shape (K + 1,).
         locs: Shape (K, D).
         factors: Lower Cholesky factors of the covariances, shape (K, D, D).
         inverses: Of `factors`, shape (K, D, D).
@@ -46,26 +44,26 @@ class Bumps(NamedTuple):
     inverses: jax.Array
 
     @classmethod
-    def none(cls, num: int, dim: int) -> "Bumps":
-        """Bumps without weight: the base is what it is without any."""
+    def none(cls, num: int, dim: int) -> "Components":
+        """Components without weight: the base is the standard one."""
         log_weights = np.append(0.0, np.full(num, LOG_ZERO))
         unit = np.broadcast_to(np.eye(dim), (num, dim, dim))
         return cls.of(log_weights, np.zeros((num, dim)), unit, unit)
 
     @classmethod
-    def on_islands(cls, draws: np.ndarray, counts: np.ndarray) -> "Bumps | None":
-        """A bump on each island of draws, or None if there is only one.
+    def on_islands(
+        cls, draws: np.ndarray, counts: np.ndarray, islands: np.ndarray
+    ) -> "Components":
+        """A component on each island of draws, and none of the standard base.
 
         Args:
             draws: Standard coordinates, distinct, shape (n, D).
             counts: How often each draw was drawn, shape (n,).
+            islands: Of each draw, from zero up, shape (n,).
         """
-        islands = find_islands(draws)
-        num, dim = islands.max() + 1, draws.shape[1]
-        if num == 1:
-            return None
+        dim = draws.shape[1]
         locs, factors = [], []
-        for k in range(num):
+        for k in range(islands.max() + 1):
             part = islands == k
             locs.append(np.average(draws[part], axis=0, weights=counts[part]))
             cov = np.cov(draws[part].T, fweights=counts[part]).reshape(dim, dim)
@@ -76,7 +74,7 @@ class Bumps(NamedTuple):
         return cls.of(log_weights, np.stack(locs), np.stack(factors), inverses)
 
     @classmethod
-    def of(cls, *arrays: np.ndarray) -> "Bumps":
+    def of(cls, *arrays: np.ndarray) -> "Components":
         """Of arrays in the precision of JAX."""
         return cls(*(jnp.asarray(x, float) for x in arrays))
 
@@ -85,39 +83,39 @@ class Bumps(NamedTuple):
         """How many there are, those without weight included: K."""
         return self.locs.shape[-2]
 
-    def padded(self, num: int) -> "Bumps":
-        """The same base, with bumps without weight up to a number."""
-        extra = Bumps.none(num - self.num, self.locs.shape[-1])
+    def padded(self, num: int) -> "Components":
+        """The same base, with components without weight up to a number."""
+        extra = Components.none(num - self.num, self.locs.shape[-1])
         log_weights = [self.log_weights, extra.log_weights[1:]]
         others = zip(self[1:], extra[1:], strict=True)
-        return Bumps(jnp.concatenate(log_weights), *map(jnp.concatenate, others))
+        return Components(jnp.concatenate(log_weights), *map(jnp.concatenate, others))
 
 
-class BumpyBase(dist.Distribution):
-    """A base with bumps.
+class MixtureBase(dist.Distribution):
+    """A standard base, and Gaussian components.
 
     Args:
-        standard: The base without.
-        bumps: Of it.
+        standard: The standard base.
+        components: The others.
     """
 
     support = constraints.real_vector
-    pytree_data_fields = ("standard", "bumps")
+    pytree_data_fields = ("standard", "components")
 
-    def __init__(self, standard: dist.Distribution, bumps: Bumps) -> None:
-        self.standard, self.bumps = standard, bumps
+    def __init__(self, standard: dist.Distribution, components: Components) -> None:
+        self.standard, self.components = standard, components
         super().__init__(event_shape=standard.event_shape)
 
     def log_terms(self, value: jax.Array) -> jax.Array:
         """Log of weight times density of each part, shape (..., K + 1)."""
-        bumps = self.bumps
+        gaussians = self.components
         x = jnp.einsum(
-            "kij,...kj->...ki", bumps.inverses, value[..., None, :] - bumps.locs
+            "kij,...kj->...ki", gaussians.inverses, value[..., None, :] - gaussians.locs
         )
-        diagonal = jnp.diagonal(bumps.inverses, axis1=-2, axis2=-1)
+        diagonal = jnp.diagonal(gaussians.inverses, axis1=-2, axis2=-1)
         normal = jax.scipy.stats.norm.logpdf(x).sum(-1) + jnp.log(diagonal).sum(-1)
         first = self.standard.log_prob(value)[..., None]
-        return bumps.log_weights + jnp.concatenate([first, normal], axis=-1)
+        return gaussians.log_weights + jnp.concatenate([first, normal], axis=-1)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         return logsumexp(self.log_terms(value), axis=-1)
@@ -125,7 +123,7 @@ class BumpyBase(dist.Distribution):
     def sample(self, key: jax.Array, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         keys = jax.random.split(key, 3)
         which = jax.random.categorical(
-            keys[0], self.bumps.log_weights, shape=sample_shape
+            keys[0], self.components.log_weights, shape=sample_shape
         )
         noise = jax.random.normal(keys[1], self.shape(sample_shape))
         return self._place(which, noise, self.standard.sample(keys[2], sample_shape))
@@ -137,14 +135,14 @@ class BumpyBase(dist.Distribution):
         """
         keys = jax.random.split(key, 3)
         half = uniforms.shape[0] // 2
-        edges = jnp.cumsum(jnp.exp(self.bumps.log_weights))
+        edges = jnp.cumsum(jnp.exp(self.components.log_weights))
         parts = []
         for k, n in zip(keys[:2], (half, uniforms.shape[0] - half), strict=True):
             offset, order = jax.random.split(k)
             even = (jnp.arange(n) + jax.random.uniform(offset)) / n
             parts.append(jax.random.permutation(order, even))
         which = jnp.searchsorted(edges, jnp.concatenate(parts) * edges[-1])
-        which = jnp.minimum(which, self.bumps.num)
+        which = jnp.minimum(which, self.components.num)
         if hasattr(self.standard, "from_uniform"):
             first = self.standard.from_uniform(uniforms, keys[2])
         else:
@@ -153,13 +151,13 @@ class BumpyBase(dist.Distribution):
 
     def _place(self, which: jax.Array, noise: jax.Array, first: jax.Array) -> jax.Array:
         k = jnp.maximum(which - 1, 0)
-        bump = self.bumps.locs[k] + jnp.einsum(
-            "...ij,...j->...i", self.bumps.factors[k], noise
+        gaussian = self.components.locs[k] + jnp.einsum(
+            "...ij,...j->...i", self.components.factors[k], noise
         )
-        return jnp.where(which[..., None] == 0, first, bump)
+        return jnp.where(which[..., None] == 0, first, gaussian)
 
 
-def reweigh(base: BumpyBase, value: jax.Array) -> Bumps:
+def reweigh(base: MixtureBase, value: jax.Array) -> Components:
     """Weights that are the shares of draws in the parts, one step of EM.
 
     Args:
@@ -168,4 +166,4 @@ def reweigh(base: BumpyBase, value: jax.Array) -> Bumps:
     """
     shares = jax.nn.softmax(base.log_terms(value), axis=-1).mean(axis=0)
     log_weights = jnp.maximum(jnp.log(shares), LOG_ZERO)
-    return base.bumps._replace(log_weights=log_weights)
+    return base.components._replace(log_weights=log_weights)
