@@ -212,9 +212,10 @@ def plot_perturbations(around):
     axes[1, 0].set_ylabel("accuracy in the Anti task")
     handles = axes[0, 0].get_legend_handles_labels()
     fig.legend(*handles, loc="upper left", ncols=2, bbox_to_anchor=(0.0, 0.93))
+    num = max(len(draws) for _, draws in around.values())
     fig.suptitle(
         "The same step changes the Anti task in different ways: at the modes (thick) "
-        "and at 30 draws of each regime\n"
+        f"and at {num} draws of each regime\n"
         "(thin; each from its own accuracy, 0.75 +- 0.075)",
         x=0.01,
         ha="left",
