@@ -21,6 +21,7 @@ from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.runner import Runner
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState, StepInfo
+from numpyro_epi._train.status import plain_solver_errors
 from numpyro_epi.result import EPIResult
 
 
@@ -155,7 +156,8 @@ class EPI:
         rng_key = as_key(rng_key)
         engine = self._engine(rng_key, args, kwargs)
         simulations = Simulations(engine, rng_key)
-        simulations.pilot()
+        with plain_solver_errors():
+            simulations.pilot()
         return engine.init_state(simulations.next_keys(), simulations.table.targets)
 
     def update(
@@ -198,13 +200,15 @@ class EPI:
 
         Raises:
             InvalidStatisticError: if a statistic is not finite, unless masked.
+            RuntimeError: if a solver of diffrax gives up and throws an error.
             ValueError: if the model has no emergent property or no latents, or latents
                 that no continuous guide can have, or the guide is of another model.
         """
         rng_key = as_key(rng_key)
         setup_key, run_key = random.split(rng_key)
         engine = self._engine(setup_key, args, kwargs)
-        return assemble(engine, Runner(engine, run_key).run())
+        with plain_solver_errors():
+            return assemble(engine, Runner(engine, run_key).run())
 
     def check(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPICheck:
         """Look at the model before any training: targets, failures, cost, gradient.
@@ -218,7 +222,9 @@ class EPI:
             A report to print.
         """
         rng_key = as_key(rng_key)
-        return check_problem(self._engine(rng_key, args, kwargs), rng_key)
+        engine = self._engine(rng_key, args, kwargs)
+        with plain_solver_errors():
+            return check_problem(engine, rng_key)
 
 
 def _are_same(first: Any, second: Any) -> bool:

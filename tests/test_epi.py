@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -189,6 +190,42 @@ def test_invalid_statistic_is_a_named_error():
     assert caught.value.site == "rate"
     assert 0.05 < caught.value.share < 0.15
     assert caught.value.example["z"] > 1.28
+
+
+def gives_up(throw):
+    """A tenth of the prior needs more steps than the solver may take."""
+
+    def model():
+        z = numpyro.sample("z", dist.Uniform(1.0, 100.0))
+        found = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: -z * y),
+            diffrax.Euler(),
+            0.0,
+            1.0,
+            1.0 / jnp.where(z > 90.0, 40.0, 10.0),
+            1.0,
+            max_steps=16,
+            throw=throw,
+        )
+        is_solved = found.result == diffrax.RESULTS.successful
+        epi.emergent_property(jnp.where(is_solved, z, jnp.nan), mean=50.0, var=100.0)
+
+    return model
+
+
+def test_a_solver_that_gives_up_is_told_apart_from_errors_of_the_program():
+    inference = epi.EPI(gives_up(throw=True), **SMALL)
+    for call in (inference.check, inference.init, inference.run):
+        with pytest.raises(RuntimeError, match="'The maximum.*`throw=False`") as caught:
+            call(KEY)
+        assert "equinox.filter_jit" not in str(caught.value)
+
+
+def test_the_way_out_for_a_solver_that_gives_up():
+    with pytest.raises(epi.InvalidStatisticError):
+        run(gives_up(throw=False))
+    result = run(gives_up(throw=False), on_invalid="mask")
+    assert np.isfinite(result.score)
 
 
 def test_non_finite_gradient_is_skipped_and_counted():

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax import vmap
 
 # How JAX says that a derivative does not exist: a rule for reverse mode alone, a loop
 # or a callback, a missing rule. The program itself has been traced before, so that its
@@ -32,14 +33,19 @@ class Derivatives(NamedTuple):
 
     @classmethod
     def of(cls, fn: Callable[[jax.Array], Any], x: jax.Array) -> "Derivatives":
-        """Those of a function of x to a tree of numbers; it must run without them."""
+        """Those of a function of x to a tree of numbers; it must run without them.
+
+        Of a batch, as all simulations are: there JAX may refuse what it lets pass for
+        one x, such as a solver of diffrax of which the result uses no more than the
+        news whether it was successful.
+        """
 
         def total(x: jax.Array) -> jax.Array:
             return sum(leaf.sum() for leaf in jax.tree.leaves(fn(x)))
 
         return cls(
-            _refusal(lambda x: jax.jvp(fn, (x,), (x,)), x),
-            _refusal(jax.grad(total), x),
+            _refusal(vmap(lambda x: jax.jvp(fn, (x,), (x,))), x[None]),
+            _refusal(vmap(jax.grad(total)), x[None]),
         )
 
     @property

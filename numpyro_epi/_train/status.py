@@ -3,6 +3,8 @@
 
 """How a run ends: its status, the errors it raises, and targets out of reach."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 import numpy as np
@@ -52,6 +54,28 @@ class InvalidStatisticError(RuntimeError):
             'or pass `on_invalid="mask"` to restrict the prior to the latents that can '
             "be simulated."
         )
+
+
+@contextmanager
+def plain_solver_errors() -> Iterator[None]:
+    """Say in plain words that a solver of diffrax gave up, which stops a whole run.
+
+    Under `jax.jit` such errors of Equinox say little, in classes that are not public.
+    """
+    try:
+        yield
+    except RuntimeError as err:
+        if "EquinoxRuntimeError" not in f"{type(err).__name__}: {err}":
+            raise
+        first = str(err).strip().split("\n\n", maxsplit=1)[0].splitlines()[-1]
+        reason = first.rsplit("RuntimeError: ", maxsplit=1)[-1].strip()
+        raise RuntimeError(
+            "A simulation ended in an error, and the run with it: "
+            f"{reason!r}. Expected a model that can be simulated at any draw of "
+            "the prior, or that returns NaN where it cannot. For a solver of diffrax: "
+            "pass it `throw=False`, make the statistic NaN where `solution.result` is "
+            'not `diffrax.RESULTS.successful`, and pass `on_invalid="mask"` to `EPI`.'
+        ) from err
 
 
 def first_invalid_label(table: ConstraintTable, stats: np.ndarray) -> str:
