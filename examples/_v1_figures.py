@@ -111,7 +111,7 @@ def draw_sums(ax, results, columns):
     ax.set(
         xlabel=f"{' + '.join(names)} ($10^{{-3}}$ Hz)",
         ylabel="density ($10^3$ / Hz)",
-        title=f"{' + '.join(names)} moves by {found:.2f} spreads",
+        title=f"{' + '.join(names)} moves by {found:z.2f} spreads",
     )
 
 

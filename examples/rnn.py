@@ -207,7 +207,9 @@ def draw_activity(ax, run):
         ax.plot(TIMES / 1e3, norm, color=looks[kind][0], lw=0.9)
     ax.axhline(1, color=BLACK, lw=0.8, ls=":")
     text = [f"{s:.1%} {name}" for s, (_, name) in zip(run.shares, looks, strict=True)]
-    ax.text(0.97, 0.97, "\n".join(text), transform=ax.transAxes, ha="right", va="top")
+    place = {"transform": ax.transAxes, "ha": "right", "va": "top"}
+    box = {"facecolor": "w", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    ax.text(0.97, 0.97, "\n".join(text), bbox=box, **place)
     ax.set(xlim=(0, 1.5), ylim=(0, 3.2), xlabel="time (s)")
 
 

@@ -85,9 +85,12 @@ def claims(result, long, moved, frequencies):
             "shown by traces",
             f"moves by {1e3 * sensitive:.1f} against {1e3 * robust:.1f} mHz",
             f"mean |f - f(mode)| at two sensitive widths, {moved.reach:.2f} nS; "
-            f"{margin:.0f} standard errors apart, bar 5; robust below "
+            f"{margin:.1f} standard errors apart, bar 5; robust below "
             f"{1e3 * SD:.0f} mHz",
-            verdict(margin > 5 and robust < SD, "no such contrast"),
+            verdict(
+                margin > 5 and robust < SD,
+                "no such contrast" if margin < 2 else "the contrast is not clear",
+            ),
         ),
         Claim(
             "Predicted mean and two standard deviations match",
