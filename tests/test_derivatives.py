@@ -120,6 +120,22 @@ def test_jax_says_which_derivatives_exist(program, forward, reverse, choice):
     assert (found.forward is None, found.reverse is None) == (forward, reverse)
 
 
+def test_errors_of_the_program_are_not_read_as_missing_derivatives():
+    def no_batch(rate):
+        shape = jax.ShapeDtypeStruct((), rate.dtype)
+        return jax.pure_callback(lambda r: np.exp(-r), shape, rate)
+
+    def wrong_type(rate):
+        return jnp.exp("rate")
+
+    def wrong_value(rate):
+        return jnp.reshape(rate, (2,))
+
+    for program in (no_batch, wrong_type, wrong_value):
+        with pytest.raises((TypeError, ValueError, NotImplementedError)):
+            Derivatives.of(program, jnp.asarray(0.5))
+
+
 @pytest.fixture(scope="module", params=PROGRAMS, ids=lambda p: p[0].__name__)
 def program_and_result(request):
     guide = epi.guides.AutoRealNVP(

@@ -15,8 +15,8 @@ import jax
 from jax import vmap
 
 # How JAX says that a derivative does not exist: a rule for reverse mode alone, a loop
-# or a callback, a missing rule. The program itself has been traced before, so that its
-# own errors have been raised by now.
+# or a callback, a missing rule. They are common errors, so the program itself is traced
+# first, in a batch: what it raises without derivatives is its own.
 REFUSALS = (TypeError, ValueError, NotImplementedError)
 
 
@@ -33,12 +33,13 @@ class Derivatives(NamedTuple):
 
     @classmethod
     def of(cls, fn: Callable[[jax.Array], Any], x: jax.Array) -> "Derivatives":
-        """Those of a function of x to a tree of numbers; it must run without them.
+        """Those of a function of x to a tree of numbers.
 
         Of a batch, as all simulations are: there JAX may refuse what it lets pass for
         one x, such as a solver of diffrax of which the result uses no more than the
-        news whether it was successful.
+        news whether it was successful. Errors of `fn` without derivatives are raised.
         """
+        jax.eval_shape(vmap(fn), x[None])
 
         def total(x: jax.Array) -> jax.Array:
             return sum(leaf.sum() for leaf in jax.tree.leaves(fn(x)))
