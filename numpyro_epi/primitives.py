@@ -69,7 +69,9 @@ def emergent_property(
     Raises:
         TypeError: If `stat` or a target does not consist of real numbers, or a target
             is traced: it must be a number or a NumPy array, not one that `jax.numpy`
-            computes in the model. Targets keep double precision.
+            computes in the model. Targets keep double precision: deviations from them
+            are taken without rounding them to that of `stat`. `EPI` refuses a statistic
+            whose own steps are more than a tenth of its target's standard deviation.
         ValueError: If a target is not finite, `var` is not positive, a shape does not
             broadcast, or `stat` or `name` is empty. Two sites of one name are refused
             by the handlers of this package, and by `numpyro.handlers.trace`.

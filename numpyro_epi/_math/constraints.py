@@ -22,6 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_epi._math.precision import subtract_parts, two_parts
+
 SQRT2 = float(np.sqrt(2.0))
 
 
@@ -29,12 +31,25 @@ class Targets(NamedTuple):
     """The numbers of a `ConstraintTable` that enter a compiled step.
 
     Attributes:
-        mean: target means, shape (S,), units of the statistics.
+        mean: target means as the computing type holds them, shape (S,), units of the
+            statistics.
         scale: scales s, shape (S,), units of the statistics.
+        rest: what rounding took from the means, shape (S,).
     """
 
     mean: jax.Array
     scale: jax.Array
+    rest: jax.Array
+
+    @classmethod
+    def of(cls, mean: np.ndarray, scale: np.ndarray) -> "Targets":
+        """Those of means and scales in double precision, shape (..., S)."""
+        rounded, rest = (jnp.asarray(part) for part in two_parts(mean))
+        return cls(rounded, jnp.asarray(scale, float), rest)
+
+    def standardise(self, stats: jax.Array) -> jax.Array:
+        """(f - m) / s of statistics, shape (..., S)."""
+        return subtract_parts(stats, self.mean, self.rest) / self.scale
 
 
 @dataclass(frozen=True)
@@ -102,7 +117,7 @@ class ConstraintTable:
     @property
     def targets(self) -> Targets:
         """The arrays that a compiled step needs."""
-        return Targets(jnp.asarray(self.mean, float), jnp.asarray(self.scale, float))
+        return Targets.of(self.mean, self.scale)
 
     def with_scale(self, stats: np.ndarray) -> "ConstraintTable":
         """Freeze the missing scales from pilot statistics, shape (n, S).
@@ -201,7 +216,7 @@ def deviations(stats: jax.Array, targets: Targets, has_var: np.ndarray) -> jax.A
     Returns:
         Shape (..., K).
     """
-    first = (stats - targets.mean) / targets.scale
+    first = targets.standardise(stats)
     second = (first[..., np.flatnonzero(has_var)] ** 2 - 1.0) / SQRT2
     return jnp.concatenate([first, second], axis=-1)
 

@@ -7,11 +7,13 @@ import time
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.pilot import GradientHealth, choose_gradient
+from numpyro_epi._train.precision import check_latents, check_statistics
 
 
 class EPICheck(NamedTuple):
@@ -77,6 +79,9 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
     table = engine.problem.table
     if good.any():
         table = table.with_scale(stats[good])
+        check_statistics(table, engine.problem.stat_dtypes)
+    latents, _ = engine.problem.constrain(jnp.asarray(u[0]))
+    check_latents(jax.tree.map(np.asarray, latents))
     kept = stats[good] if good.any() else np.full((1, stats.shape[1]), np.nan)
     both = np.isfinite(first.stats) & np.isfinite(again.stats)
     return EPICheck(

@@ -72,6 +72,9 @@ class Problem:
         self.table = ConstraintTable.from_targets(
             {name: (p.stat.shape, p.mean, p.var) for name, p in properties.items()}
         )
+        self.stat_dtypes = tuple(
+            p.stat.dtype for p in properties.values() for _ in range(p.stat.size)
+        )
         self.num_latents = sum(site.num_coordinates for site in self.sites)
         self.can_sample_prior = all(site.has_density for site in self.sites)
 

@@ -19,7 +19,8 @@ from numpyro_epi._train.warm_start import WarmStart
 class Scores(NamedTuple):
     """Moments of one restart's draws; see `EPIHistory` for the meaning of each.
 
-    `variance` is that of T, scaled units, shape (K,).
+    `variance` is that of T, scaled units, shape (K,), and `divergence_error` the
+    standard error of the divergence.
     """
 
     entropy: float
@@ -29,12 +30,13 @@ class Scores(NamedTuple):
     violation_error: np.ndarray
     invalid: float
     variance: np.ndarray
+    divergence_error: float = np.inf
 
     @classmethod
     def failed(cls, num_constraints: int) -> "Scores":
         """Of a restart none of whose draws could be simulated."""
         unknown = np.full(num_constraints, np.inf)
-        return cls(-np.inf, np.inf, -np.inf, unknown, unknown, 1.0, unknown)
+        return cls(-np.inf, np.inf, -np.inf, unknown, unknown, 1.0, unknown, np.inf)
 
 
 class EpochRecord(NamedTuple):

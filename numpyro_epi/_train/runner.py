@@ -34,7 +34,7 @@ from numpyro_epi._train.schedule import (
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus
-from numpyro_epi._train.verdict import final_duals, verdict
+from numpyro_epi._train.verdict import final_duals, final_verdict
 
 # Share of the evaluation draws that judges an epoch whose draws are replayed.
 REPLAY_SHARE = 0.5
@@ -218,7 +218,12 @@ class Runner:
         ev, scores = self.final
         duals = final_duals(simulations, approach.sampler, state, ev)
         verdicts = [
-            verdict(simulations, s) if ended is None else ended[r]
+            final_verdict(
+                simulations,
+                s,
+                None if ended is None else ended[r],
+                np.asarray(state.multipliers[r]),
+            )
             for r, s in enumerate(scores)
         ]
         return RunOutcome(

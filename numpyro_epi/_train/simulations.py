@@ -14,6 +14,7 @@ from numpyro_epi._math.constraints import deviations
 from numpyro_epi._math.convergence import violation_with_error
 from numpyro_epi._train.chunks import Evaluation, split_keys
 from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.precision import check_latents, check_statistics
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import is_met, is_within
 from numpyro_epi._train.status import (
@@ -41,6 +42,8 @@ class Simulations:
         seen: range of the statistics so far.
         num_simulations: how many there were.
         is_noisy: whether statistics differ from one simulation to the next.
+        log_likelihood_dtype: in which log likelihoods are computed.
+        largest_seen: largest |T| of each constraint over the draws of the pilot, (K,).
     """
 
     def __init__(self, engine: Engine, rng_key: jax.Array) -> None:
@@ -54,6 +57,8 @@ class Simulations:
         self.seen = SeenRange(self.table.num_statistics)
         self.num_simulations = 0
         self.is_noisy = False
+        self.log_likelihood_dtype = np.dtype(np.float32)
+        self.largest_seen = np.full(self.table.num_constraints, np.inf)
 
     def next_keys(self) -> jax.Array:
         """Fresh keys, one for each restart."""
@@ -96,6 +101,10 @@ class Simulations:
         sim = self.engine.chunks.simulate(u, self.next_keys())
         is_valid = self.note(u, sim.log_likelihood, sim.stats)
         self.table = self.table.with_scale(sim.stats[is_valid])
+        self.check_precision(u)
+        self.log_likelihood_dtype = sim.log_likelihood.dtype
+        devs = np.abs(self.deviations(sim.stats))[is_valid]
+        self.largest_seen = devs.max(axis=0)
         if self.problem.uses_random_keys:
             again = self.engine.chunks.simulate(u, self.next_keys())
             self.num_simulations += is_valid.size
@@ -103,6 +112,12 @@ class Simulations:
             differs = again.stats != sim.stats
             self.is_noisy = bool((differs & both).any())
         return u
+
+    def check_precision(self, u: np.ndarray) -> None:
+        """Refuse statistics and priors that the computing type cannot resolve."""
+        check_statistics(self.table, self.problem.stat_dtypes)
+        latents, _ = self.problem.constrain(jnp.asarray(u[0]))
+        check_latents(jax.tree.map(np.asarray, latents))
 
     def simulate_pool(self, u: np.ndarray) -> Pool:
         """Simulate draws of all restarts; the result has a leading axis R.
@@ -152,15 +167,17 @@ class Simulations:
                 continue
             violation, error = violation_with_error(devs[r][rows])
             log_q = ev.log_q[r][rows] - np.log(share)
+            ratios = np.asarray(log_q - ev.log_prior[r][rows], np.float64)
             scores.append(
                 Scores(
                     entropy=float(np.mean(ev.log_det[r][rows] - log_q)),
-                    divergence=float(np.mean(log_q - ev.log_prior[r][rows])),
+                    divergence=float(np.mean(ratios)),
                     log_likelihood=float(np.mean(ev.log_likelihood[r][rows])),
                     violation=violation,
                     violation_error=error,
                     invalid=1.0 - share,
                     variance=error**2 * rows.sum(),
+                    divergence_error=float(ratios.std() / np.sqrt(rows.sum())),
                 )
             )
         return scores

@@ -115,7 +115,7 @@ def steer(
     while distance.any() and num_moves < max_moves and num_waits < MAX_WAITS:
         target = way.next(distance)
         mean, scale = way.at(target)
-        state = state._replace(targets=_targets(mean, scale))
+        state = state._replace(targets=Targets.of(mean, scale))
         state, infos = engine.run_steps(state, STEER_STEPS, stat_gradient)
         violation = np.asarray(infos.violation)[STEER_STEPS // 2 :].mean(axis=0)
         has_followed = np.abs(violation).max(axis=1) <= MAX_LAG
@@ -134,7 +134,3 @@ def steer(
     )
     state = choose_restarts(is_far, state, before, keep=("rng_key", "pool", "memory"))
     return state, num_moves * STEER_STEPS
-
-
-def _targets(mean: np.ndarray, scale: np.ndarray) -> Targets:
-    return Targets(jnp.asarray(mean, float), jnp.asarray(scale, float))

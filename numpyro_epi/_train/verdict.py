@@ -8,6 +8,7 @@ import numpy as np
 from numpyro_epi._math.dual import DualSolution
 from numpyro_epi._train.adaptive import AdaptiveSampler
 from numpyro_epi._train.chunks import Evaluation
+from numpyro_epi._train.lost import why_lost
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import is_met, is_within
 from numpyro_epi._train.simulations import Simulations
@@ -83,3 +84,26 @@ def verdict(simulations: Simulations, scores: Scores) -> tuple[EPIStatus, str]:
         f"{scores.violation[worst]:+.3g} +- {scores.violation_error[worst]:.2g} scaled "
         f"units (tolerance {options.tolerance:g}). {advice}"
     )
+
+
+def final_verdict(
+    simulations: Simulations,
+    scores: Scores,
+    ended: tuple[EPIStatus, str] | None,
+    multipliers: np.ndarray,
+) -> tuple[EPIStatus, str]:
+    """Status of one restart: what ended it before, unless it is lost, or its draws'.
+
+    Args:
+        simulations: of the run.
+        scores: of the final draws.
+        ended: status and message of a run that ended early, or by another test.
+        multipliers: scaled units, shape (K,).
+    """
+    found = verdict(simulations, scores) if ended is None else ended
+    if found[0] in (EPIStatus.UNREACHABLE, EPIStatus.INTERRUPTED):
+        return found
+    if scores.invalid == 1.0:
+        return found
+    lost = why_lost(simulations, scores, multipliers)
+    return found if lost is None else (EPIStatus.NOT_CONVERGED, lost)

@@ -209,7 +209,7 @@ def _run_hmc(
 
     def log_target(u: jax.Array) -> jax.Array:
         sim = problem.simulate(u, random.key(0))
-        first = (sim.stats - targets.mean) / targets.scale
+        first = targets.standardise(sim.stats)
         tilt = lam[:num_stats] @ first
         tilt += lam[num_stats:] @ ((first[second] ** 2 - 1.0) / np.sqrt(2.0))
         return sim.log_prior + sim.log_likelihood - tilt

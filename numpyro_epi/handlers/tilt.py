@@ -16,6 +16,7 @@ from numpyro.handlers import block
 from numpyro.primitives import _PYRO_STACK, plate
 
 from .._checks import check_name, describe, is_traced, real_array
+from .._math.precision import subtract_parts, two_parts
 from .._typing import Message, Model, Multipliers
 from ._sites import Property, PropertySites
 from .noise import noise
@@ -172,7 +173,8 @@ def log_tilt(site: Property, multipliers: jax.Array | np.ndarray) -> jax.Array:
     dtype = jnp.promote_types(stat.dtype, jnp.float32)
     # In double precision on the host if the multipliers are, else factor by factor.
     first = jnp.asarray(multipliers[0] * scale, dtype)
-    deviation = (stat - jnp.asarray(mean, dtype)) / jnp.asarray(scale, dtype)
+    away = subtract_parts(jnp.asarray(stat, dtype), *two_parts(mean, dtype))
+    deviation = away / jnp.asarray(scale, dtype)
     if var is None:
         return -jnp.sum(first * deviation)
     second = jnp.asarray(multipliers[1] * scale * scale, dtype)

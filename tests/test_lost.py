@@ -1,0 +1,103 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""A run whose numbers are those of no law says so, whatever its other tests said."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._train.lost import why_lost
+from numpyro_epi._train.options import Options
+from numpyro_epi._train.records import Scores
+from numpyro_epi._train.status import EPIStatus, SeenRange
+from numpyro_epi._train.verdict import final_verdict
+
+pytestmark = pytest.mark.core
+
+TABLE = ConstraintTable.from_targets({"rate": ((), 1.0, 0.25)})
+
+
+def simulations(*, has_likelihood=False, is_proper=True):
+    seen = SeenRange(1)
+    seen.add(np.array([[-5.0], [5.0]]))
+    problem = SimpleNamespace(
+        has_likelihood=has_likelihood,
+        can_sample_prior=is_proper,
+        sites=[SimpleNamespace(name="gain")],
+    )
+    return SimpleNamespace(
+        problem=problem,
+        table=TABLE,
+        seen=seen,
+        options=Options(),
+        largest_seen=np.array([12.0, 101.0]),
+        log_likelihood_dtype=np.float32,
+    )
+
+
+def scores(**changes):
+    good = Scores(1.0, 0.5, -3.0, np.zeros(2), np.full(2, 0.01), 0.0, np.ones(2), 0.01)
+    return good._replace(**changes)
+
+
+LOST = {
+    "negative divergence": (scores(divergence=-22.8), {}, np.zeros(2), "KL divergence"),
+    "violation": (
+        scores(violation=np.array([0.0, 3e14])),
+        {},
+        np.zeros(2),
+        "variance of rate is off by 3e.14",
+    ),
+    "violation not finite": (
+        scores(violation=np.array([np.inf, 0.0])),
+        {},
+        np.zeros(2),
+        "mean of rate is off by inf",
+    ),
+    "multiplier": (scores(), {}, np.array([0.0, np.inf]), "multiplier of the variance"),
+    "log likelihood": (
+        scores(log_likelihood=-1e8),
+        {"has_likelihood": True},
+        np.zeros(2),
+        "differences of a nat are lost",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+@pytest.mark.parametrize("ended", [None, (EPIStatus.CONVERGED, "The published test.")])
+def test_a_lost_run_is_named(name, ended):
+    found, kind, multipliers, words = LOST[name]
+    status, message = final_verdict(simulations(**kind), found, ended, multipliers)
+    assert status is EPIStatus.NOT_CONVERGED
+    assert words.replace(".14", "+14") in message
+    assert "rain longer" not in message
+
+
+GOOD = {
+    "met": (scores(), {}),
+    "a KL of zero within its error": (
+        scores(divergence=-0.06, divergence_error=0.03),
+        {},
+    ),
+    "rounding": (scores(divergence=-0.04, divergence_error=0.001), {}),
+    "no proper prior": (scores(divergence=-20.0), {"is_proper": False}),
+    "as far off as the prior": (scores(violation=np.array([11.0, 90.0])), {}),
+    "a large log likelihood": (scores(log_likelihood=-1e5), {"has_likelihood": True}),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_other_runs_are_not_lost(name):
+    found, kind = GOOD[name]
+    assert why_lost(simulations(**kind), found, np.ones(2)) is None
+
+
+def test_out_of_reach_and_interrupted_stay_what_they_are():
+    worst = scores(violation=np.array([0.0, 3e14]))
+    for status in (EPIStatus.UNREACHABLE, EPIStatus.INTERRUPTED):
+        ended = (status, "Why.")
+        assert final_verdict(simulations(), worst, ended, np.zeros(2)) == ended
