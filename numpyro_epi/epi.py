@@ -13,6 +13,7 @@ from jax import random
 from numpyro_epi._assemble import assemble
 from numpyro_epi._checks import as_key
 from numpyro_epi._train.check import EPICheck, check_problem
+from numpyro_epi._train.circles import cut_circles
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
@@ -137,6 +138,7 @@ class EPI:
         if self._last is not None and _are_same(self._last[:2], (args, kwargs)):
             return self._last[2]
         problem = Problem(self.model, args, kwargs, rng_key)
+        cut_circles(problem, self.guide, self.options)
         guide = GuideFunctions(self.guide, problem, rng_key)
         engine = Engine(problem, guide, self.options, self.optim)
         self._last = args, kwargs, engine
