@@ -99,7 +99,8 @@ def _check_fixed_masks(
     names = [
         name
         for name, latent in latents.items()
-        if any(mask.ndim for mask, _ in _masks(latent.prior))
+        if not isinstance(latent.prior, Charted)
+        and any(mask.ndim for mask, _ in _masks(latent.prior))
     ]
     if not names:
         return

@@ -51,9 +51,11 @@ class GuideFunctions:
             plain = self.guide.model
             # The guide takes over the coordinates of the problem.
             self.guide.model = charts(plain, {s.name: s.prior for s in problem.sites})
-            with numpyro_handlers.block(), numpyro_handlers.seed(rng_seed=rng_key):
-                self.guide._setup_prototype(*model_args[0], **model_args[1])
-            self.guide.model = plain
+            try:
+                with numpyro_handlers.block(), numpyro_handlers.seed(rng_seed=rng_key):
+                    self.guide._setup_prototype(*model_args[0], **model_args[1])
+            finally:
+                self.guide.model = plain
         _check_sites(self.guide, problem)
         problem.order_sites(list(self.guide._init_locs))
         sites = self._param_sites(rng_key)

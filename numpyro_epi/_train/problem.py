@@ -65,7 +65,7 @@ class Problem:
         if not self.sites:
             raise ValueError(
                 "The model has no latents to infer. Add `numpyro.sample` sites with "
-                "continuous priors."
+                "continuous priors, which are neither masked nor noise."
             )
         self.has_likelihood = any(
             site["type"] == "sample" and site["is_observed"] for site in trace.values()

@@ -170,7 +170,7 @@ class AutoFlow(AutoContinuous):
         if not latents:
             raise ValueError(
                 f"Expected a model with latents for {type(self).__name__}, got one "
-                "without: all of its sample sites are observed, or noise."
+                "without: all of its sample sites are observed, masked, or noise."
             )
         sizes = [latent.num_coordinates for latent in latents.values()]
         self.latent_dim = sum(sizes)
