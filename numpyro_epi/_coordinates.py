@@ -18,8 +18,8 @@ from ._sites import Latent, is_latent, run_now, trace_model, unwrap
 from ._typing import Message, Model
 from .primitives import targets_of
 
-# Runs that tell whether a mask, or anything behind one, depends on latents.
-NUM_MASK_RUNS, NUM_USE_RUNS = 64, 8
+# Runs that tell whether the model uses what is masked.
+NUM_USE_RUNS = 8
 # Prior draws behind the cut of a circle.
 NUM_DRAWS = 2000
 
@@ -27,11 +27,22 @@ Latents = dict[str, Latent]
 
 
 def settle_coordinates(
-    model: Model, latents: Latents, args: tuple, kwargs: Mapping[str, Any]
+    model: Model,
+    latents: Latents,
+    runs: list[dict[str, dist.Distribution]],
+    args: tuple,
+    kwargs: Mapping[str, Any],
 ) -> Latents:
     """Latents without masked elements, and with circles cut where the prior is rare.
 
     Sites whose prior is `Charted` have their coordinates already.
+
+    Args:
+        model: With the latents.
+        latents: In NumPyro's own coordinates.
+        runs: Priors of several runs.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
 
     Raises:
         ValueError: Naming the site, if its mask depends on latents or noise, or the
@@ -43,7 +54,7 @@ def settle_coordinates(
         if not isinstance(latent.prior, Charted)
         and not (kept := _kept(latent.prior, latent.shape)).all()
     }
-    _check_fixed_masks(model, latents, args, kwargs)
+    _check_fixed_masks(latents, runs)
     if masked:
         _check_unused(model, masked, args, kwargs)
         settled = {}
@@ -94,29 +105,12 @@ def _without(latent: Latent, kept: np.ndarray) -> Latent:
 
 
 def _check_fixed_masks(
-    model: Model, latents: Latents, args: tuple, kwargs: Mapping[str, Any]
+    latents: Latents, runs: list[dict[str, dist.Distribution]]
 ) -> None:
-    names = [
-        name
-        for name, latent in latents.items()
-        if not isinstance(latent.prior, Charted)
-        and any(mask.ndim for mask, _ in _masks(latent.prior))
-    ]
-    if not names:
-        return
-
-    def masks(rng_key: jax.Array) -> dict[str, list]:
-        trace = trace_model(model, rng_key, args, kwargs)
-        layers = {name: unwrap(trace[name]["fn"]) for name in names}
-        return {
-            name: [x._mask for x in found if isinstance(x, dist.MaskedDistribution)]
-            for name, found in layers.items()
-        }
-
-    first, *others = run_now(masks, NUM_MASK_RUNS)
-    for name in names:
+    for name in latents:
+        first, *others = [[mask for mask, _ in _masks(run[name])] for run in runs]
         for other in others:
-            pairs = zip(first[name], other[name], strict=True)
+            pairs = zip(first, other, strict=True)
             if not all(np.array_equal(a, b) for a, b in pairs):
                 raise ValueError(
                     f"Expected a fixed mask at the latent site `{name}`, but its mask "

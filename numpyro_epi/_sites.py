@@ -24,8 +24,9 @@ from ._charts import Charted
 from ._checks import is_traced
 from ._typing import Message, Model
 
-# Draws of the latents that are compared: what differs between them depends on them.
-NUM_TRACES = 3
+# Draws of the latents that are compared: what differs between them depends on them. A
+# mask may do so rarely.
+NUM_TRACES, NUM_MASK_TRACES = 3, 64
 
 
 class Latent(NamedTuple):
@@ -145,7 +146,7 @@ def find_latents(
             _check_support(msg)
         return {name: msg["fn"] for name, msg in found.items()}
 
-    runs = run_now(run, NUM_TRACES)
+    runs = run_now(run, lambda: NUM_MASK_TRACES if _has_masks(found) else NUM_TRACES)
     latents = {}
     for name, msg in found.items():
         priors = [priors[name] for priors in runs]
@@ -159,17 +160,23 @@ def find_latents(
         )
     from ._coordinates import settle_coordinates  # which runs models by what is here
 
-    return settle_coordinates(model, latents, args, kwargs)
+    return settle_coordinates(model, latents, runs, args, kwargs)
 
 
-def run_now(fn: Callable[[jax.Array], Any], num_runs: int = 1) -> list[Any]:
+def run_now(
+    fn: Callable[[jax.Array], Any], num_runs: int | Callable[[], int] = 1
+) -> list[Any]:
     """Compile a function of a key, and run it with the first few keys, concretely.
 
-    That is, even where JAX is tracing the caller.
+    That is, even where JAX is tracing the caller. How many may be asked for once the
+    function has been traced.
     """
     with jax.ensure_compile_time_eval():
-        keys = [jax.random.key(i) for i in range(num_runs)]
-    compiled = jax.jit(fn).lower(keys[0]).compile()
+        first = jax.random.key(0)
+    compiled = jax.jit(fn).lower(first).compile()
+    num = num_runs if isinstance(num_runs, int) else num_runs()
+    with jax.ensure_compile_time_eval():
+        keys = [jax.random.key(i) for i in range(num)]
     return [compiled(key) for key in keys]
 
 
@@ -236,6 +243,11 @@ def unconstrain(
     limit = -np.log(jnp.finfo(u.dtype).eps)
     u = jnp.nan_to_num(u, nan=0.0, posinf=limit, neginf=-limit)
     return u.reshape(*jnp.shape(value)[: jnp.ndim(value) - ndim], -1)
+
+
+def _has_masks(messages: Mapping[str, Message]) -> bool:
+    layers = (layer for msg in messages.values() for layer in unwrap(msg["fn"]))
+    return any(isinstance(layer, dist.MaskedDistribution) for layer in layers)
 
 
 def _has_density(msg: Message) -> bool:

