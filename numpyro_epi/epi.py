@@ -40,7 +40,8 @@ class EPI:
     Args:
         model: NumPyro program with `sample` sites for the latents and at least one
             `emergent_property`. Simulation noise comes from `numpyro.prng_key()` or
-            from sites marked `infer={"noise": True}`.
+            from sites marked `infer={"noise": True}`. Masked elements of a site are no
+            latents: draws have a fixed point of the support there.
         guide: None for `guides.AutoRealNVP`, or a guide class, or a guide instance
             built for `model` (NumPyro's continuous guides too).
         optim: None for Adam with clipped gradients and cosine decay, or an optimiser of

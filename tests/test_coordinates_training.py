@@ -95,7 +95,9 @@ def test_everything_after_a_run_has_these_coordinates(tmp_path):
     # The certificate, HMC and modes cross pi.
     gap = diagnostics.duality_gap_diagnostic(result, jax.random.key(2))
     assert gap.gap < NATS
-    corrected = diagnostics.corrected_draws(result, jax.random.key(3), 2000)
+    corrected = diagnostics.corrected_draws(
+        result, jax.random.key(3), 2000, method="hmc"
+    )
     exact = case.truth()
     moments = exact.mean_and_variance(exact.solve())
     for name, (mean, var) in moments.items():
