@@ -13,6 +13,7 @@ from jax import random
 from numpyro_epi._assemble import assemble
 from numpyro_epi._checks import as_key
 from numpyro_epi._train.check import EPICheck, check_problem
+from numpyro_epi._train.circles import cut_circles
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
@@ -39,7 +40,8 @@ class EPI:
     Args:
         model: NumPyro program with `sample` sites for the latents and at least one
             `emergent_property`. Simulation noise comes from `numpyro.prng_key()` or
-            from sites marked `infer={"noise": True}`.
+            from sites marked `infer={"noise": True}`. Masked elements of a site are no
+            latents: draws have a fixed point of the support there.
         guide: None for `guides.AutoRealNVP`, or a guide class, or a guide instance
             built for `model` (NumPyro's continuous guides too).
         optim: None for Adam with clipped gradients and cosine decay, or an optimiser of
@@ -137,6 +139,7 @@ class EPI:
         if self._last is not None and _are_same(self._last[:2], (args, kwargs)):
             return self._last[2]
         problem = Problem(self.model, args, kwargs, rng_key)
+        cut_circles(problem, self.guide, self.options)
         guide = GuideFunctions(self.guide, problem, rng_key)
         engine = Engine(problem, guide, self.options, self.optim)
         self._last = args, kwargs, engine

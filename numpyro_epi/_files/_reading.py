@@ -123,6 +123,10 @@ def _engine(
     # Nothing of the run depends on this key: parameters come from the file.
     rng_key = jax.random.key(0)
     problem = Problem(model, args, kwargs, rng_key)
+    # Files without centres are of a time when circles were cut at pi.
+    centres = {s.name: 0.0 for s in problem.sites if s.centre is not None}
+    problem.cut_circles(centres | header.get("centres", {}))
+    problem.num_pilot_simulations = header.get("num_pilot_simulations", 0)
     functions = GuideFunctions(guide, problem, rng_key)
     return Engine(problem, functions, Options(**packed), optimiser)
 

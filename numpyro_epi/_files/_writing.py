@@ -50,6 +50,8 @@ def save(result: EPIResult, path: Path) -> None:
         "has_own_optim": _has_own_optim(engine),
         "options": _pack_options(engine.options),
         "latents": [[site.name, list(site.shape)] for site in engine.problem.sites],
+        "centres": _centres(engine),
+        "num_pilot_simulations": engine.problem.num_pilot_simulations,
         "statistics": [[name, list(shape)] for name, shape in table.sites],
         "state": specs,
         "restarts": [_words(restart) for restart in result.restarts],
@@ -75,6 +77,14 @@ def _write(path: Path, arrays: Arrays) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _centres(engine: Engine) -> dict[str, Any]:
+    """Angles opposite to the cuts of circles, by site."""
+    sites = engine.problem.sites
+    return {
+        s.name: np.asarray(s.centre).tolist() for s in sites if s.centre is not None
+    }
 
 
 def _has_own_optim(engine: Engine) -> bool:

@@ -15,6 +15,7 @@ from numpyro import handlers as numpyro_handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer import autoguide
 
+from numpyro_epi._charts import charts
 from numpyro_epi._math.lattice import shifted_lattice
 from numpyro_epi._train.problem import Problem
 from numpyro_epi.handlers import noise
@@ -46,9 +47,15 @@ class GuideFunctions:
         self.guide = _as_instance(guide, problem)
         self.name = type(self.guide).__name__
         model_args = (problem.args, problem.kwargs)
-        with numpyro_handlers.block(), numpyro_handlers.seed(rng_seed=rng_key):
-            if self.guide.prototype_trace is None:
-                self.guide._setup_prototype(*model_args[0], **model_args[1])
+        if self.guide.prototype_trace is None:
+            plain = self.guide.model
+            # The guide takes over the coordinates of the problem.
+            self.guide.model = charts(plain, {s.name: s.prior for s in problem.sites})
+            try:
+                with numpyro_handlers.block(), numpyro_handlers.seed(rng_seed=rng_key):
+                    self.guide._setup_prototype(*model_args[0], **model_args[1])
+            finally:
+                self.guide.model = plain
         _check_sites(self.guide, problem)
         problem.order_sites(list(self.guide._init_locs))
         sites = self._param_sites(rng_key)
@@ -184,6 +191,13 @@ def _check_sites(guide: Any, problem: Problem) -> None:
     found = {name: jnp.shape(value) for name, value in guide._init_locs.items()}
     if found == expected:
         return
+    for site in problem.sites:
+        if not site.is_kept.all() and found.get(site.name) == site.shape:
+            raise ValueError(
+                f"The guide {type(guide).__name__} has met its model outside of EPI, "
+                f"with masked elements of `{site.name}` among its latents. Pass the "
+                "guide's class, or use `numpyro_epi.guides.AutoRealNVP`."
+            )
     extra = sorted(set(found) - set(expected))
     missing = sorted(set(expected) - set(found))
     raise ValueError(

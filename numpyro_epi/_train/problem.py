@@ -17,6 +17,7 @@ from jax import random
 from numpyro import handlers as numpyro_handlers
 from numpyro.infer.util import compute_log_probs
 
+from numpyro_epi._coordinates import with_centre
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._sites import Latent, find_latents, trace_model
 from numpyro_epi._train.cost import Cost
@@ -64,7 +65,7 @@ class Problem:
         if not self.sites:
             raise ValueError(
                 "The model has no latents to infer. Add `numpyro.sample` sites with "
-                "continuous priors."
+                "continuous priors, which are neither masked nor noise."
             )
         self.has_likelihood = any(
             site["type"] == "sample" and site["is_observed"] for site in trace.values()
@@ -76,6 +77,8 @@ class Problem:
             p.stat.dtype for p in properties.values() for _ in range(p.stat.size)
         )
         self.num_latents = sum(site.num_coordinates for site in self.sites)
+        # Behind the cuts of circles; see `circles`.
+        self.num_pilot_simulations = 0
         self.can_sample_prior = all(site.has_density for site in self.sites)
 
     def _inspect(self, rng_key: jax.Array) -> tuple[dict, dict, bool]:
@@ -111,6 +114,13 @@ class Problem:
         """Lay the sites out in u in the order in which a guide does."""
         by_name = {site.name: site for site in self.sites}
         self.sites = tuple(by_name[name] for name in names)
+
+    def cut_circles(self, centres: Mapping[str, Any]) -> None:
+        """Cut the circles of some sites opposite to these angles."""
+        self.sites = tuple(
+            with_centre(site, centres[site.name]) if site.name in centres else site
+            for site in self.sites
+        )
 
     def unpack(self, u: jax.Array) -> dict[str, jax.Array]:
         """Unconstrained values by site name; u of shape (..., D)."""

@@ -55,7 +55,7 @@ class Simulations:
         self.num_restarts = self.options.num_restarts
         self.keys = random.split(rng_key, self.num_restarts)
         self.seen = SeenRange(self.table.num_statistics)
-        self.num_simulations = 0
+        self.num_simulations = engine.problem.num_pilot_simulations
         self.is_noisy = False
         self.log_likelihood_dtype = np.dtype(np.float32)
         self.largest_seen = np.full(self.table.num_constraints, np.inf)

@@ -58,12 +58,14 @@ class AutoFlow(AutoContinuous):
     .. math:: u = m + s \odot (f_L \circ \dots \circ f_1)(e), \qquad z = T(u),
 
     where u are the flat unconstrained coordinates of all sites and T is NumPyro's
-    `biject_to` of each support. A layer starts as the identity, so that an untrained
-    guide is its base. Draws and densities both cost one pass of each layer.
+    `biject_to` of each support; circles are cut where the prior is rare, and masked
+    elements of a site are no latents: they have a fixed value. A layer starts as the
+    identity, so that an untrained guide is its base. Draws and densities both cost one
+    pass of each layer.
 
     By default the base is the prior of the model, exactly: a logistic for a `Uniform`
     site behind a sigmoid, a Gaussian for a `Normal` or `LogNormal` one, and so on. A
-    site whose prior depends on other latents, or is masked or scaled, starts as a
+    site whose prior depends on other latents, or is scaled, starts as a
     Gaussian with the median and spread of prior draws; a site with an improper prior as
     a Gaussian of `base_loc` and `base_scale`.
 
@@ -96,8 +98,8 @@ class AutoFlow(AutoContinuous):
 
     Raises:
         ValueError: If an option is out of range. In the first call: if a latent is
-            discrete, has a support that depends on other latents, or lies in a
-            subsampled plate.
+            discrete, has a support or a mask that depends on other latents, or lies in
+            a subsampled plate, or if the model uses what a mask covers.
     """
 
     base_kind: str
@@ -168,7 +170,7 @@ class AutoFlow(AutoContinuous):
         if not latents:
             raise ValueError(
                 f"Expected a model with latents for {type(self).__name__}, got one "
-                "without: all of its sample sites are observed, or noise."
+                "without: all of its sample sites are observed, masked, or noise."
             )
         sizes = [latent.num_coordinates for latent in latents.values()]
         self.latent_dim = sum(sizes)
