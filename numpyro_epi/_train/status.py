@@ -32,7 +32,10 @@ class EPIStatus(StrEnum):
 
 
 class InvalidStatisticError(RuntimeError):
-    """Simulations returned NaN or infinite statistics and `on_invalid="raise"`.
+    """Too many simulations returned NaN or infinite statistics.
+
+    One is too many with `on_invalid="raise"`; more than 5% of them, by three standard
+    errors, with "auto"; all of them with "mask".
 
     Attributes:
         site: name of the first offending statistic or "log likelihood".
@@ -40,20 +43,32 @@ class InvalidStatisticError(RuntimeError):
         example: latents of one failed simulation, by site name.
     """
 
-    def __init__(self, site: str, share: float, example: dict) -> None:
+    def __init__(
+        self, site: str, share: float, example: dict, *, limit: float = 0.0
+    ) -> None:
         self.site = site
         self.share = share
         self.example = example
-        shown = ", ".join(
-            f"{name} = {np.array2string(np.asarray(v), precision=4)}"
-            for name, v in example.items()
-        )
-        super().__init__(
-            f"The statistic `{site}` is not finite in {share:.2%} of the simulations, "
-            f"for instance at {shown}. Make the simulator return finite values there, "
+        allowed = f" (at most {limit:.0%} are left out)" if 0.0 < limit < 1.0 else ""
+        fix = (
             'or pass `on_invalid="mask"` to restrict the prior to the latents that can '
             "be simulated."
         )
+        if share == 1.0:
+            fix = "or move the priors of the latents to where it can be simulated."
+        super().__init__(
+            f"The statistic `{site}` is not finite in {share:.2%} of the simulations"
+            f"{allowed}, for instance at {show_latents(example)}. Make the simulator "
+            f"return finite values there, {fix}"
+        )
+
+
+def show_latents(latents: dict) -> str:
+    """Latents by site name, on one line."""
+    return ", ".join(
+        f"{name} = {np.array2string(np.asarray(v), precision=4)}"
+        for name, v in latents.items()
+    )
 
 
 @contextmanager
@@ -74,7 +89,8 @@ def plain_solver_errors() -> Iterator[None]:
             f"{reason!r}. Expected a model that can be simulated at any draw of "
             "the prior, or that returns NaN where it cannot. For a solver of diffrax: "
             "pass it `throw=False`, make the statistic NaN where `solution.result` is "
-            'not `diffrax.RESULTS.successful`, and pass `on_invalid="mask"` to `EPI`.'
+            "not `diffrax.RESULTS.successful`: such draws are then left out (with "
+            '`on_invalid="mask"` if they are more than 5%).'
         ) from err
 
 
