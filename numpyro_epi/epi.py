@@ -139,9 +139,10 @@ class EPI:
         """Compiled functions for these model arguments; kept for the next call."""
         if self._last is not None and _are_same(self._last[:2], (args, kwargs)):
             return self._last[2]
-        problem = Problem(self.model, args, kwargs, rng_key)
-        guide = GuideFunctions(self.guide, problem, rng_key)
-        engine = Engine(problem, guide, self.options, self.optim)
+        with plain_solver_errors():
+            problem = Problem(self.model, args, kwargs, rng_key)
+            guide = GuideFunctions(self.guide, problem, rng_key)
+            engine = Engine(problem, guide, self.options, self.optim)
         self._last = args, kwargs, engine
         return engine
 

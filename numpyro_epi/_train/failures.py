@@ -113,9 +113,10 @@ class Failures:
         warnings.warn(
             f"The statistic `{label}` is not finite in {self.num:,} of "
             f"{self.num_seen:,} simulations ({self.num / self.num_seen:.2%}), for "
-            f"instance at {show_latents(example)}. They are left out: the law is that of the prior "
-            "restricted to latents that can be simulated. Pass `on_invalid='mask'` to "
-            "accept that without a warning, or `on_invalid='raise'` to stop there.",
+            f"instance at {show_latents(example)}. They are left out: the law is that "
+            "of the prior restricted to latents that can be simulated. Pass "
+            "`on_invalid='mask'` to accept that without a warning, or "
+            "`on_invalid='raise'` to stop there.",
             RuntimeWarning,
             stacklevel=5,
         )
