@@ -24,7 +24,7 @@ ROUNDS, ROUND_CHUNKS, LAST_CHUNKS = 2, 8, 20
 REVERSE_FACTOR = 4.0
 # Scalar operations of a guide per second, on a machine that has nothing else to do, and
 # what compilation takes there.
-GUIDE_SPEED, COMPILE_SECONDS = 5e9, 20.0
+GUIDE_SPEED, COMPILE_SECONDS = 3e10, 20.0
 
 
 class Plan(NamedTuple):
@@ -81,6 +81,7 @@ def count_simulations(
     if _starts_warm(engine):
         between += num_repeats * (2 + ROUNDS) * options.warm_start_size
         between += NUM_REPEATS * options.warm_start_size // 2 * is_noisy
+    if options.schedule is None:
         between += options.num_evaluation // 4
     each, in_steps = max(options.num_evaluation // 4, options.num_particles), 0
     if gradient == "replay":
