@@ -54,13 +54,6 @@ def tail(share, mean=0.4, var=0.7, **options):
     return tail_fails, (share, mean, var), options, truth
 
 
-def overflows(mean, var):
-    """A growth that overflows float32 in about 0.1% of the prior."""
-    z = numpyro.sample("z", dist.Normal())
-    rate = jnp.exp(28.7 * z)  # infinite beyond 3.09
-    epi.emergent_property(jnp.log(rate), mean=28.7 * mean, var=28.7**2 * var)
-
-
 def fails_by_chance(share, mean, var):
     """Failures that do not depend on the latent: the law of a run without them."""
     z = numpyro.sample("z", dist.Normal())
@@ -173,17 +166,6 @@ LONG = {
         (3e-4, 0.4, 0.7),
         {"on_invalid": "raise"},
         {"error": (epi.InvalidStatisticError, "is not finite")},
-    ),
-    "overflow of float32": (
-        overflows,
-        (0.4, 0.7),
-        {},
-        {
-            "entropy": tilted_entropy(
-                np.log(np.finfo(np.float32).max) > 28.7 * GRID, 0.4, 0.7
-            ),
-            "moments": [(28.7 * 0.4, 28.7**2 * 0.7)],
-        },
     ),
     "1% fail by chance": (
         fails_by_chance,

@@ -18,6 +18,7 @@ from numpyro_epi._train.cost import Cost
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.options import Options
+from numpyro_epi._train.pilot import is_dear
 from numpyro_epi._train.plan import count_simulations
 from numpyro_epi._train.problem import Problem
 
@@ -131,6 +132,27 @@ def test_replay_needs_a_twelfth_of_the_calls():
     model = outside_model(Outside())
     assert default_count(model, "replay") < 180_000
     assert default_count(model, "score") > 2_000_000
+
+
+def test_calls_are_replayed_in_many_latents_too():
+    def model():
+        z = numpyro.sample("z", dist.Normal().expand([20]).to_event(1))
+        shape = jax.ShapeDtypeStruct((), z.dtype)
+        x = jax.pure_callback(np.sum, shape, z, vmap_method="sequential")
+        epi.emergent_property(x, mean=1.0)
+
+    problem = Problem(model, (), {}, KEY)
+    assert is_dear(problem)
+    # The twin: the same in JAX is neither dear nor of few latents.
+    assert not is_dear(problem_inside(20))
+
+
+def problem_inside(num):
+    def model():
+        z = numpyro.sample("z", dist.Normal().expand([num]).to_event(1))
+        epi.emergent_property(z.sum(), mean=1.0)
+
+    return Problem(model, (), {}, KEY)
 
 
 def test_without_a_callback_the_same_model_is_cheap():

@@ -214,9 +214,11 @@ def choose_gradient(
 
 def is_dear(problem: Problem) -> bool:
     """Whether simulations are worth keeping, and can be used again."""
-    cost = problem.cost
-    costs = cost.has_callback or cost.num_operations >= MIN_REPLAY_OPERATIONS
-    return costs and problem.num_latents <= MAX_REPLAY_LATENTS
+    if problem.cost.has_callback:
+        # In 32 latents replay costs 0.05 nats, and makes a sixth of the calls.
+        return True
+    is_small = problem.num_latents <= MAX_REPLAY_LATENTS
+    return is_small and problem.cost.num_operations >= MIN_REPLAY_OPERATIONS
 
 
 def _distrust(look: PilotLook) -> str:
