@@ -29,11 +29,12 @@ def assemble(engine: Engine, outcome: RunOutcome) -> EPIResult:
         state=outcome.state,
         gradient=outcome.gradient,
         is_noisy=outcome.is_noisy,
-        masks_invalid=engine.options.on_invalid == "mask",
+        masks_invalid=engine.options.leaves_out,
         tolerance=engine.options.tolerance,
         num_simulations=outcome.num_simulations,
         seconds=outcome.seconds,
         _engine=engine,
+        num_invalid=outcome.num_invalid,
     )
 
 

@@ -51,7 +51,7 @@ def summary(
         lines += ["", *_restarts(result)]
     if restarts is not None:
         lines += _disagreement(restarts)
-    lines += ["", *_cost(result)]
+    lines += ["", *_failures(result), *_cost(result)]
     return "\n".join(part for line in lines for part in _wrap(line))
 
 
@@ -257,6 +257,17 @@ def _disagreement(found: "Restarts") -> list[str]:
     worst = max(found.r_hat, key=lambda name: float(np.max(found.r_hat[name])))
     value = float(np.max(found.r_hat[worst]))
     return [*lines, f"  largest r-hat between restarts: {value:.3f}, of {worst}"]
+
+
+def _failures(result: "EPIResult") -> list[str]:
+    """How many simulations were left out in the whole run."""
+    if result.num_invalid == 0:
+        return []
+    return [
+        f"  {result.num_invalid:,} simulations failed and were left out (those of "
+        "single steps not counted): the law is that of the prior restricted to latents "
+        "that can be simulated"
+    ]
 
 
 def _cost(result: "EPIResult") -> list[str]:

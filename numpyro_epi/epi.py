@@ -80,8 +80,11 @@ class EPI:
             "score" (they need no derivative), "replay" (the same, on simulations that
             are used again: for dear simulators), or "auto" to decide on a pilot.
         schedule: a `PublishedSchedule` for the algorithm of the paper.
-        on_invalid: "raise" to stop at a statistic that is not finite, "mask" to
-            restrict the prior to latents that can be simulated.
+        on_invalid: what simulations do whose statistics, or log likelihood, are not
+            finite. "auto" to leave them out with one warning, which restricts the prior
+            to latents that can be simulated, and to stop where they are more than 5%,
+            by three standard errors, of the latest simulations; "mask" to leave any
+            number out, without a warning; "raise" to stop at the first one.
         progress_bar: whether to show one.
         mesh: `jax.sharding.Mesh` over whose first axis the particles are spread.
 
@@ -138,10 +141,11 @@ class EPI:
         """Compiled functions for these model arguments; kept for the next call."""
         if self._last is not None and _are_same(self._last[:2], (args, kwargs)):
             return self._last[2]
-        problem = Problem(self.model, args, kwargs, rng_key)
-        cut_circles(problem, self.guide, self.options)
-        guide = GuideFunctions(self.guide, problem, rng_key)
-        engine = Engine(problem, guide, self.options, self.optim)
+        with plain_solver_errors():
+            problem = Problem(self.model, args, kwargs, rng_key)
+            cut_circles(problem, self.guide, self.options)
+            guide = GuideFunctions(self.guide, problem, rng_key)
+            engine = Engine(problem, guide, self.options, self.optim)
         self._last = args, kwargs, engine
         return engine
 
@@ -161,6 +165,7 @@ class EPI:
         simulations = Simulations(engine, rng_key)
         with plain_solver_errors():
             simulations.pilot()
+        simulations.failures.tell()
         return engine.init_state(simulations.next_keys(), simulations.table.targets)
 
     def update(
@@ -202,7 +207,7 @@ class EPI:
             The result, whatever its status: see `EPIResult.status` and `converged`.
 
         Raises:
-            InvalidStatisticError: if a statistic is not finite, unless masked.
+            InvalidStatisticError: if simulations fail, as `on_invalid` says.
             RuntimeError: if a solver of diffrax gives up and throws an error.
             ValueError: if the model has no emergent property or no latents, or latents
                 that no continuous guide can have, or the guide is of another model.

@@ -47,10 +47,13 @@ class EPIResult:
         state: state of the optimiser, all restarts, as `EPI.update` takes it.
         gradient: how statistics were differentiated, and why.
         is_noisy: whether statistics differ between simulations of the same latents.
-        masks_invalid: whether the target is the prior restricted to valid latents.
+        masks_invalid: whether the target is the prior restricted to latents that can be
+            simulated: not with `on_invalid="raise"`.
         tolerance: of the equivalence test, scaled units.
         num_simulations: simulations of the whole run.
         seconds: wall-clock time of the whole run, compilation included.
+        num_invalid: simulations that failed and were left out, those of single steps
+            not counted.
     """
 
     restarts: tuple[EPIRestart, ...]
@@ -64,6 +67,7 @@ class EPIResult:
     num_simulations: int
     seconds: float
     _engine: Engine = field(repr=False)
+    num_invalid: int = 0
     # What `sensitivity` has made of the result, to be used again.
     _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -158,8 +162,8 @@ class EPIResult:
     def sample(self, rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
         """Draw latents; the simulator is not run.
 
-        With `on_invalid="mask"` the share `restarts[best].invalid` of these draws
-        cannot be simulated; `predict` and the stored draws leave them out.
+        Unless `on_invalid` is "raise", the share `restarts[best].invalid` of these
+        draws cannot be simulated; `predict` and the stored draws leave them out.
 
         Args:
             rng_key: random key.
@@ -178,8 +182,8 @@ class EPIResult:
     def log_prob(self, latents: Mapping[str, Any]) -> jax.Array:
         """Log density of q in the constrained space, nats.
 
-        With `on_invalid="mask"` it is the density of `sample`, not restricted to
-        latents that can be simulated. On simplex-like supports it is with respect to
+        It is the density of `sample`, not restricted to latents that can be
+        simulated. On simplex-like supports it is with respect to
         the coordinates that `entropy` names.
 
         Args:
@@ -222,9 +226,9 @@ class EPIResult:
             batch_size: simulations that run at a time, which bounds the memory.
 
         Returns:
-            Latents and statistics, `{site: (n, *shape)}`. With `on_invalid="mask"`,
-            draws that cannot be simulated are left out, so n may be smaller; otherwise
-            their statistics are whatever the simulator returns, such as NaN.
+            Latents and statistics, `{site: (n, *shape)}`. Draws that cannot be
+            simulated are left out, so n may be smaller; with `on_invalid="raise"` their
+            statistics are whatever the simulator returns, such as NaN.
 
         Raises:
             TypeError: if `rng_key` is not a key.

@@ -57,11 +57,12 @@ def load(
         state=state,
         gradient=GradientHealth(**header["gradient"]),
         is_noisy=header["is_noisy"],
-        masks_invalid=engine.options.on_invalid == "mask",
+        masks_invalid=engine.options.leaves_out,
         tolerance=engine.options.tolerance,
         num_simulations=header["num_simulations"],
         seconds=header["seconds"],
         _engine=engine,
+        num_invalid=header.get("num_invalid", 0),
     )
 
 

@@ -59,6 +59,7 @@ def save(result: EPIResult, path: Path) -> None:
         "gradient": result.gradient._asdict(),
         "is_noisy": result.is_noisy,
         "num_simulations": result.num_simulations,
+        "num_invalid": result.num_invalid,
         "seconds": result.seconds,
     }
     text = json.dumps(header, default=lambda number: number.item())

@@ -244,4 +244,5 @@ class Approach:
             can_score=self.engine.guide.has_fast_density,
             can_replay=all(s is not None and s.is_complete for s in self.starts),
             masks_invalid=self.options.on_invalid == "mask",
+            leaves_out=self.options.leaves_out,
         )

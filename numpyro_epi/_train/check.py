@@ -12,7 +12,9 @@ import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.failures import exceeds, show_share
 from numpyro_epi._train.pilot import GradientHealth, choose_gradient
+from numpyro_epi._train.plan import Plan, plan
 from numpyro_epi._train.precision import check_latents, check_statistics
 
 
@@ -30,6 +32,9 @@ class EPICheck(NamedTuple):
         is_noisy: whether statistics differ between simulations of the same latents.
         seconds_per_1000: wall-clock time of 1,000 simulations, compiled.
         gradient: how statistics would be differentiated near the prior, and why.
+        num_draws: prior draws behind all this.
+        plan: how many simulations a run makes, and how long it takes, roughly.
+        advice: what a run would do about the failures, if there are any.
     """
 
     table: ConstraintTable
@@ -42,13 +47,19 @@ class EPICheck(NamedTuple):
     is_noisy: bool
     seconds_per_1000: float
     gradient: GradientHealth
+    num_draws: int
+    plan: Plan
+    advice: str
 
     def __str__(self) -> str:
         noisy = "noisy" if self.is_noisy else "deterministic"
         lines = [
             f"{self.num_latents} latent coordinates, {self.table.num_constraints} "
-            f"constraints, {noisy} statistics, {self.invalid:.1%} invalid, "
-            f"{self.seconds_per_1000:.3g} s per 1,000 simulations",
+            f"constraints, {noisy} statistics, {self.seconds_per_1000:.3g} s per 1,000 "
+            "simulations",
+            show_share(round(self.invalid * self.num_draws), self.num_draws)
+            + self.advice,
+            str(self.plan),
             f"gradient of statistics: {self.gradient.choice} ({self.gradient.reason})",
             f"{'statistic':24s} {'target':>22s} {'prior predictive':>22s} "
             f"{'range':>22s} {'P(below)':>9s}",
@@ -73,9 +84,9 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
     first = engine.chunks.simulate(u, keys[1:2])
     began = time.perf_counter()
     again = engine.chunks.simulate(u, keys[2:3])
-    seconds = (time.perf_counter() - began) * 1000 / num
+    seconds = (time.perf_counter() - began) / engine.chunks.num_simulated(num)
     stats = first.stats[0].astype(np.float64)
-    good = np.isfinite(stats).all(axis=1)
+    good = np.isfinite(stats).all(axis=1) & np.isfinite(first.log_likelihood[0])
     table = engine.problem.table
     if good.any():
         table = table.with_scale(stats[good])
@@ -84,6 +95,19 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
     check_latents(jax.tree.map(np.asarray, latents))
     kept = stats[good] if good.any() else np.full((1, stats.shape[1]), np.nan)
     both = np.isfinite(first.stats) & np.isfinite(again.stats)
+    is_noisy = bool(((first.stats != again.stats) & both).any())
+    gradient = choose_gradient(
+        engine.problem,
+        engine.pilot,
+        np.asarray(u[0]),
+        table.targets,
+        keys[3],
+        requested=engine.options.stat_gradient,
+        can_score=engine.guide.has_fast_density,
+        can_replay=engine.options.warm_start is not False,
+        masks_invalid=engine.options.on_invalid == "mask",
+        leaves_out=engine.options.leaves_out,
+    )
     return EPICheck(
         table=table,
         num_latents=engine.problem.num_latents,
@@ -92,17 +116,21 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
         prior_quantile=(kept < table.mean).mean(axis=0),
         prior_range=np.stack([kept.min(axis=0), kept.max(axis=0)]),
         invalid=float(1.0 - good.mean()),
-        is_noisy=bool(((first.stats != again.stats) & both).any()),
-        seconds_per_1000=seconds,
-        gradient=choose_gradient(
-            engine.problem,
-            engine.pilot,
-            np.asarray(u[0]),
-            table.targets,
-            keys[3],
-            requested=engine.options.stat_gradient,
-            can_score=engine.guide.has_fast_density,
-            can_replay=engine.options.warm_start is not False,
-            masks_invalid=engine.options.on_invalid == "mask",
-        ),
+        is_noisy=is_noisy,
+        seconds_per_1000=1000.0 * seconds,
+        gradient=gradient,
+        num_draws=num,
+        plan=plan(engine, gradient.choice, seconds, is_noisy=is_noisy),
+        advice=_advice(engine.options.on_invalid, int((~good).sum()), num),
     )
+
+
+def _advice(policy: str, num_failed: int, num: int) -> str:
+    """What a run would do about failures."""
+    if num_failed == 0:
+        return ""
+    if num_failed == num:
+        return ": a run would stop there"
+    if policy == "raise" or (policy == "auto" and exceeds(num_failed, num)):
+        return ': a run would stop there; `on_invalid="mask"` leaves them out'
+    return ": left out, which restricts the prior to latents that can be simulated"

@@ -23,8 +23,8 @@ from numpyro_epi._train.fit import Fit, make_fit
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.lapack import warn_of_deadlock
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.pilot import make_pilot
 from numpyro_epi._train.problem import Problem
+from numpyro_epi._train.slopes import make_pilot
 from numpyro_epi._train.state import EPIState, Memory, PoolDraws, StepInfo
 from numpyro_epi._train.step import (
     VIOLATION_RATE,

@@ -71,4 +71,5 @@ class RunOutcome(NamedTuple):
     messages: list[str]
     is_noisy: bool
     num_simulations: int
+    num_invalid: int
     seconds: float

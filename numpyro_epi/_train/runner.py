@@ -215,6 +215,7 @@ class Runner:
             self.final = simulations.evaluate_finally(
                 state.average, is_decided=is_decided
             )
+        simulations.failures.tell()
         ev, scores = self.final
         duals = final_duals(simulations, approach.sampler, state, ev)
         verdicts = [
@@ -239,5 +240,6 @@ class Runner:
             messages=[v[1] for v in verdicts],
             is_noisy=simulations.is_noisy,
             num_simulations=simulations.num_simulations,
+            num_invalid=simulations.failures.num,
             seconds=time.perf_counter() - self.start,
         )

@@ -14,16 +14,15 @@ from numpyro_epi._math.constraints import deviations
 from numpyro_epi._math.convergence import violation_with_error
 from numpyro_epi._train.chunks import Evaluation, split_keys
 from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.failures import Failures
 from numpyro_epi._train.precision import check_latents, check_statistics
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import is_met, is_within
-from numpyro_epi._train.status import (
-    InvalidStatisticError,
-    SeenRange,
-    first_invalid_label,
-)
+from numpyro_epi._train.status import SeenRange
 from numpyro_epi._train.warm_start import Pool
 
+# Prior draws at which a run looks first.
+NUM_PILOT = 2000
 # Simulations of each anchor draw where statistics are noisy.
 NUM_REPEATS = 16
 # Of the evaluation draws, where a heavy tail calls for more.
@@ -40,6 +39,7 @@ class Simulations:
     Attributes:
         table: constraints, with scales from `pilot` where no variance gives one.
         seen: range of the statistics so far.
+        failures: those that failed so far.
         num_simulations: how many there were.
         is_noisy: whether statistics differ from one simulation to the next.
         log_likelihood_dtype: in which log likelihoods are computed.
@@ -55,6 +55,7 @@ class Simulations:
         self.num_restarts = self.options.num_restarts
         self.keys = random.split(rng_key, self.num_restarts)
         self.seen = SeenRange(self.table.num_statistics)
+        self.failures = Failures(self.problem, self.options.on_invalid)
         self.num_simulations = engine.problem.num_pilot_simulations
         self.is_noisy = False
         self.log_likelihood_dtype = np.dtype(np.float32)
@@ -78,14 +79,7 @@ class Simulations:
         is_valid = np.isfinite(stats).all(axis=-1) & np.isfinite(log_lik)
         self.num_simulations += is_valid.size
         self.seen.add(stats.reshape(-1, stats.shape[-1]))
-        if is_valid.all():
-            return is_valid
-        if self.options.on_invalid == "raise" or not is_valid.any():
-            where = tuple(np.argwhere(~is_valid)[0])
-            latents, _ = self.problem.constrain(jnp.asarray(u[where]))
-            latents = jax.tree.map(np.asarray, latents)
-            label = first_invalid_label(self.table, stats[where])
-            raise InvalidStatisticError(label, float(1.0 - is_valid.mean()), latents)
+        self.failures.note(u, stats, is_valid, self.table)
         return is_valid
 
     # -- pools ------------------------------------------------------------------------
@@ -96,7 +90,7 @@ class Simulations:
         Returns:
             Draws u, shape (R, n, D).
         """
-        num = min(2000, self.options.warm_start_size)
+        num = min(NUM_PILOT, self.options.warm_start_size)
         u = self.engine.chunks.prior_draws(self.next_keys(), num)
         sim = self.engine.chunks.simulate(u, self.next_keys())
         is_valid = self.note(u, sim.log_likelihood, sim.stats)

@@ -16,6 +16,8 @@ from numpyro.infer import HMC, MCMC
 from numpyro_epi._checks import as_key, describe
 from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._math.psis import MAX_KHAT, pareto_smooth
+from numpyro_epi._train.pilot import GradientHealth, check_gradient
+from numpyro_epi._train.simulations import NUM_PILOT
 from numpyro_epi.diagnostics._mixture import draw_mixture
 from numpyro_epi.result import EPIResult
 
@@ -167,11 +169,33 @@ def _why_no_hmc(result: EPIResult) -> str:
             "the statistics are noisy, and the tilted law needs their mean at each "
             "point"
         )
-    if result.gradient.choice == "score" or not result.gradient.is_trusted:
+    if result.gradient.choice == "score":
         return f"the gradient of the statistics is not used ({result.gradient.reason})"
     if result._engine.problem.derivatives.reverse:
         return "JAX cannot differentiate the model in reverse mode"
+    health = _gradient_health(result)
+    if not health.is_trusted:
+        return (
+            f"derivatives miss {health.missed:.0%} of the change of a statistic, and "
+            f"{health.non_finite:.1%} of them are not finite"
+        )
     return ""
+
+
+def _gradient_health(result: EPIResult) -> GradientHealth:
+    """That of the run, or a look at draws of the guide if it had no use for one."""
+    if result.gradient.is_known:
+        return result.gradient
+    if "gradient" not in result._kept:
+        engine, key = result._engine, random.key(0)
+        u = result._draws(key, NUM_PILOT)
+        look = check_gradient(
+            engine.problem, engine.pilot, u, result.table.targets, key
+        )
+        result._kept["gradient"] = result.gradient._replace(
+            missed=look.missed, non_finite=look.non_finite
+        )
+    return result._kept["gradient"]
 
 
 def _distrust(khat: float, ess: float, num_samples: int) -> str:
