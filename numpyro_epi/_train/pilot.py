@@ -66,11 +66,15 @@ def make_pilot(problem: Problem, has_var: np.ndarray) -> Callable:
     Returns:
         A function of (u of shape (n, D), step sizes (D,), direction indices (n,), keys
         (n,), uniforms in (-1, 1) (n,), targets), giving differences and derivatives,
-        both of shape (n, K).
+        both of shape (n, K), or (n, K + 1) with the log likelihood of data.
     """
 
     def stat(u: jax.Array, key: jax.Array, targets: Targets) -> jax.Array:
-        return deviations(problem.simulate(u, key).stats, targets, has_var)
+        sim = problem.simulate(u, key)
+        devs = deviations(sim.stats, targets, has_var)
+        if not problem.has_likelihood:
+            return devs
+        return jnp.append(devs, sim.log_likelihood)
 
     def one(u, steps, direction, key, where, targets):  # noqa: ANN001, ANN202
         size = steps[direction]
@@ -227,8 +231,9 @@ def choose_gradient(
         reason = f"{non_finite:.1%} of the derivatives are not finite"
     elif missed > MISSED_SHARE:
         reason = (
-            f"derivatives miss {missed:.0%} of the change of a statistic (z = "
-            f"{z_score:.0f}): it jumps"
+            f"derivatives miss {missed:.0%} of the change of a statistic"
+            f"{' or of log L' if problem.has_likelihood else ''} (z = {z_score:.0f}): "
+            "it jumps"
         )
     elif noise > MAX_NOISE_RATIO:
         reason = f"derivatives are {noise:.0f} times noisier than differences"
