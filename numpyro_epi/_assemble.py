@@ -34,6 +34,7 @@ def assemble(engine: Engine, outcome: RunOutcome) -> EPIResult:
         num_simulations=outcome.num_simulations,
         seconds=outcome.seconds,
         _engine=engine,
+        has_noisy_likelihood=outcome.has_noisy_likelihood,
     )
 
 

@@ -62,6 +62,10 @@ def load(
         num_simulations=header["num_simulations"],
         seconds=header["seconds"],
         _engine=engine,
+        # Files from before it was noticed do not say.
+        has_noisy_likelihood=header.get(
+            "has_noisy_likelihood", engine.problem.minibatches.are_noisy
+        ),
     )
 
 

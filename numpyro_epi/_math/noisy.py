@@ -31,14 +31,14 @@ class Averages(NamedTuple):
     Attributes:
         log_likelihood: average less half its variance v, shape (...).
         deviations: average of T less its covariance c with it, shape (..., K).
-        covariance: C of the averages of T, shape (..., K, K), or None if not wanted.
+        covariance: C of the averages of T, (..., K, K); (..., 0, K) if not wanted.
         variance: v, shape (...).
         cross: c, shape (..., K).
     """
 
     log_likelihood: np.ndarray
     deviations: np.ndarray
-    covariance: np.ndarray | None
+    covariance: np.ndarray
     variance: np.ndarray
     cross: np.ndarray
 
@@ -81,19 +81,10 @@ class Averager:
         return Averages(
             value[..., 0] - 0.5 * variance,
             value[..., 1:] - cross,
-            products[..., 1:, 1:] if self.has_covariance else None,
+            products[..., 1:, 1:],
             variance,
             cross,
         )
-
-
-def weighted_variance(
-    weights: np.ndarray,
-    averages: Averages,
-    multipliers: np.ndarray,
-) -> float:
-    """Mean variance of the averaged log weights, over draws of these weights."""
-    return float(weights @ log_weight_variance(averages, multipliers))
 
 
 def log_weight_variance(averages: Averages, multipliers: np.ndarray) -> np.ndarray:

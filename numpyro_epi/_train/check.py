@@ -12,6 +12,7 @@ import numpy as np
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.pilot import GradientHealth, choose_gradient
+from numpyro_epi._train.simulations import differs
 
 
 class EPICheck(NamedTuple):
@@ -28,6 +29,8 @@ class EPICheck(NamedTuple):
         is_noisy: whether statistics differ between simulations of the same latents.
         seconds_per_1000: wall-clock time of 1,000 simulations, compiled.
         gradient: how statistics would be differentiated near the prior, and why.
+        has_noisy_likelihood: whether the log likelihood differs, too.
+        notes: on its noise, in words.
     """
 
     table: ConstraintTable
@@ -40,6 +43,8 @@ class EPICheck(NamedTuple):
     is_noisy: bool
     seconds_per_1000: float
     gradient: GradientHealth
+    has_noisy_likelihood: bool = False
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         noisy = "noisy" if self.is_noisy else "deterministic"
@@ -47,6 +52,7 @@ class EPICheck(NamedTuple):
             f"{self.num_latents} latent coordinates, {self.table.num_constraints} "
             f"constraints, {noisy} statistics, {self.invalid:.1%} invalid, "
             f"{self.seconds_per_1000:.3g} s per 1,000 simulations",
+            *self.notes,
             f"gradient of statistics: {self.gradient.choice} ({self.gradient.reason})",
             f"{'statistic':24s} {'target':>22s} {'prior predictive':>22s} "
             f"{'range':>22s} {'P(below)':>9s}",
@@ -78,7 +84,9 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
     if good.any():
         table = table.with_scale(stats[good])
     kept = stats[good] if good.any() else np.full((1, stats.shape[1]), np.nan)
-    both = np.isfinite(first.stats) & np.isfinite(again.stats)
+    noisy_likelihood = engine.problem.minibatches.are_noisy
+    noisy_likelihood |= differs(first.log_likelihood, again.log_likelihood)
+    notes = engine.problem.likelihood_noise.sentences() if noisy_likelihood else []
     return EPICheck(
         table=table,
         num_latents=engine.problem.num_latents,
@@ -87,7 +95,7 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
         prior_quantile=(kept < table.mean).mean(axis=0),
         prior_range=np.stack([kept.min(axis=0), kept.max(axis=0)]),
         invalid=float(1.0 - good.mean()),
-        is_noisy=bool(((first.stats != again.stats) & both).any()),
+        is_noisy=differs(first.stats, again.stats),
         seconds_per_1000=seconds,
         gradient=choose_gradient(
             engine.problem,
@@ -100,4 +108,6 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
             can_replay=engine.options.warm_start is not False,
             masks_invalid=engine.options.on_invalid == "mask",
         ),
+        has_noisy_likelihood=noisy_likelihood,
+        notes=tuple(notes),
     )

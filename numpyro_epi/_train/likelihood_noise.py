@@ -1,7 +1,7 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""Where does the noise of a log likelihood come from, and what does it do to the law?"""
+"""Where does the noise of a log likelihood come from, and what is the law with it?"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -45,13 +45,13 @@ class LikelihoodNoise(NamedTuple):
     def sentences(self) -> list[str]:
         """What a reader of a report has to know."""
         found = [
-            f"noisy log likelihood ({self.sources}): the law has exp(E[log L | z]), the "
-            "expectation over the noise"
+            f"noisy log likelihood ({self.sources}): the law has exp(E[log L | z]), "
+            "with the expectation over the noise"
         ]
         if self.plates and self.takes_all:
             found.append(
-                "of minibatches that is the likelihood of all elements; weights, report "
-                "and certificate take all of them"
+                "of minibatches that is the likelihood of all elements; weights, "
+                "report and certificate take all of them"
             )
         if self.observed:
             names = ", ".join(f"`{name}`" for name in self.observed)

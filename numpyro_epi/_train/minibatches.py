@@ -112,10 +112,10 @@ class Comparison(NamedTuple):
         stats_error: largest difference of statistics, relative to their size, (n, m).
     """
 
-    log_likelihood: np.ndarray
-    log_prior_error: np.ndarray
-    error: np.ndarray
-    stats_error: np.ndarray
+    log_likelihood: Any
+    log_prior_error: Any
+    error: Any
+    stats_error: Any
 
 
 def _operations(run: Run, draw: Callable, mode: str) -> float:
@@ -171,4 +171,6 @@ def _accepts_all(found: Comparison) -> bool:
     if off.max() > ROUNDING or np.abs(found.log_prior_error[rows]).max() > size:
         return False
     standard_error = error.std(axis=1, ddof=1) / np.sqrt(error.shape[1])
-    return bool((np.abs(error.mean(axis=1)) <= MAX_Z_SCORE * standard_error + size).all())
+    return bool(
+        (np.abs(error.mean(axis=1)) <= MAX_Z_SCORE * standard_error + size).all()
+    )

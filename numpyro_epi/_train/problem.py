@@ -181,6 +181,13 @@ class Problem:
         return collector, compute_log_probs(seeded, self.args, self.kwargs, latents)[0]
 
     @cached_property
+    def has_residual_noise(self) -> bool:
+        """Whether random keys enter the log likelihood of a simulation."""
+        noise = self.likelihood_noise
+        is_drawn = bool(noise.plates) and not noise.takes_all
+        return is_drawn or bool(noise.factors or noise.observed)
+
+    @cached_property
     def likelihood_noise(self) -> LikelihoodNoise:
         """Sources of noise in the log likelihood; read off the model, nothing runs."""
 
@@ -189,9 +196,7 @@ class Problem:
             return self._log_probs(latents, key, self.minibatches.elements)[1]
 
         u, key = jnp.zeros(self.num_latents), random.key(0)
-        return self._data_sites.noise(
-            depends_on_last(terms, u, key), self.minibatches
-        )
+        return self._data_sites.noise(depends_on_last(terms, u, key), self.minibatches)
 
     def log_prior(self, u: jax.Array) -> jax.Array:
         """Log density of the prior alone; the compiler drops the simulator.

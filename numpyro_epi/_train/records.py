@@ -68,5 +68,6 @@ class RunOutcome(NamedTuple):
     status: list[EPIStatus]
     messages: list[str]
     is_noisy: bool
+    has_noisy_likelihood: bool
     num_simulations: int
     seconds: float

@@ -233,6 +233,7 @@ class Runner:
             status=[v[0] for v in verdicts],
             messages=[v[1] for v in verdicts],
             is_noisy=simulations.is_noisy,
+            has_noisy_likelihood=simulations.has_noisy_likelihood,
             num_simulations=simulations.num_simulations,
             seconds=time.perf_counter() - self.start,
         )
