@@ -79,7 +79,9 @@ class EPIResult:
     @property
     def _is_likelihood_noisy(self) -> bool:
         """Whether log L of a simulation is: not if it takes whole minibatch plates."""
-        return self.has_noisy_likelihood and self._engine.problem.has_residual_noise
+        return (
+            self.has_noisy_likelihood and self._engine.problem.likelihood_noise.is_left
+        )
 
     # -- the best restart -------------------------------------------------------------
 

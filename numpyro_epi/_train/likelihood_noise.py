@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from numpyro.distributions import Unit
 
-from numpyro_epi._train.minibatches import ALL, Minibatches
+from numpyro_epi._sites import unwrap
+from numpyro_epi._train.minibatches import Minibatches
 from numpyro_epi._typing import Message
 
 
@@ -26,6 +27,12 @@ class LikelihoodNoise(NamedTuple):
     takes_all: bool
     factors: tuple[str, ...] = ()
     observed: tuple[str, ...] = ()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the log likelihood of a simulation is noisy, with all elements."""
+        is_drawn = bool(self.plates) and not self.takes_all
+        return is_drawn or bool(self.factors or self.observed)
 
     @property
     def sources(self) -> str:
@@ -84,7 +91,7 @@ class DataSites(NamedTuple):
             for name, msg in trace.items()
             if msg["type"] == "sample" and msg["is_observed"]
         }
-        factors = {name for name, msg in sites.items() if isinstance(msg["fn"], Unit)}
+        factors = {name for name, msg in sites.items() if is_factor(msg)}
         inside = {
             name
             for name, msg in sites.items()
@@ -103,7 +110,7 @@ class DataSites(NamedTuple):
             minibatches: the subsampled plates, and how they are simulated.
         """
         noisy = {name for name, is_so in depends.items() if is_so}
-        takes_all = minibatches.elements == ALL
+        takes_all = minibatches.takes_all
         if not takes_all:
             # What else enters cannot be told from the draw of a minibatch.
             noisy -= self.in_minibatch
@@ -113,6 +120,11 @@ class DataSites(NamedTuple):
             tuple(sorted(noisy & self.factors)),
             tuple(sorted(noisy & self.observed)),
         )
+
+
+def is_factor(msg: Message) -> bool:
+    """Whether a message comes from `numpyro.factor`."""
+    return any(isinstance(layer, Unit) for layer in unwrap(msg["fn"]))
 
 
 def stack_of(msg: Message) -> list:

@@ -4,10 +4,13 @@
 """Plates with a `subsample_size`: whose elements does a simulation take?
 
 A model that is written for any number of elements gives, with all of them, the mean of
-its log likelihood over minibatches, without noise. Whether it is, is not assumed: it is
-measured on draws of the prior, against minibatches with the same random keys.
+its log likelihood over minibatches, without noise. One that has the size of a minibatch
+written into it is run side by side on minibatches that take turns, so that each element
+comes equally often: the mean is the same, if the log likelihood is a sum over elements.
+None of this is assumed: it is measured on draws of the prior.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,13 +25,13 @@ from numpyro_epi._sites import run_now
 from numpyro_epi._train.cost import Cost
 from numpyro_epi._typing import Message, Model
 
-# Which elements of a plate: those that it draws, all, or the first ones.
-DRAWN, ALL, FIRST = "drawn", "all", "first"
-# Prior draws on which a model is looked at, and minibatches of each.
-NUM_DRAWS, NUM_MINIBATCHES = 16, 100
+# Which elements of a plate: those that it draws, all at once, or all in turns.
+DRAWN, ALL, IN_TURNS = "drawn", "all", "in turns"
+# Prior draws on which a model is looked at, minibatches of each, and pairs of them.
+NUM_DRAWS, NUM_MINIBATCHES, NUM_PAIRS = 16, 100, 8
 # Standard errors by which the mean over minibatches may miss the value of all elements.
 MAX_Z_SCORE = 6.0
-# Rounding of statistics between the two, relative to their size.
+# Rounding of a number, relative to its size.
 ROUNDING = 1e-4
 # Scalar operations of a simulation with all elements: some 200,000 of them should take
 # minutes, or no more than so many times what they take with minibatches.
@@ -36,28 +39,76 @@ MAX_OPERATIONS, MAX_FACTOR = 1e6, 20.0
 # Below this a simulation with all elements costs less than a step of the default flow.
 MAX_STEP_OPERATIONS = 1e5
 
-# Log prior, log likelihood and statistics at u with a key, in one of the modes.
-Run = Callable[[jax.Array, jax.Array, str], tuple[Any, Any, Any]]
+Plates = Mapping[str, tuple[int, int]]
+# Elements of plates by their names; a plate that is missing draws its own.
+Elements = Mapping[str, jax.Array]
+
+
+class Outputs(NamedTuple):
+    """Log prior, log likelihood and statistics of one simulation, or of many."""
+
+    log_prior: Any
+    log_likelihood: Any
+    stats: Any
+
+
+# One simulation at u with a key and some elements, and a draw u of the prior.
+Run = Callable[[jax.Array, jax.Array, Elements], tuple[Any, Any, Any]]
+Draw = Callable[[jax.Array], jax.Array]
 
 
 class choose_elements(Messenger):
-    """Gives plates that are subsampled all their elements, or the first ones.
+    """Gives plates that are subsampled other elements than random ones.
 
     A key is drawn and dropped for each, so that all other noise stays what it is.
     """
 
-    def __init__(self, fn: Model, mode: str) -> None:
+    def __init__(self, fn: Model, elements: Elements) -> None:
         super().__init__(fn)
-        self.mode = mode
+        self.elements = elements
 
     def process_message(self, msg: Message) -> None:
-        if self.mode == DRAWN or msg["type"] != "plate" or msg["value"] is not None:
+        if msg["type"] != "plate" or msg["name"] not in self.elements:
             return
-        if msg["kwargs"]["rng_key"] is None:
-            numpyro.prng_key()
-        size, subsample_size = msg["args"]
-        num = size if self.mode == ALL else subsample_size
-        msg["value"], msg["args"] = jnp.arange(num), (size, num)
+        if msg["value"] is not None or msg["kwargs"]["rng_key"] is not None:
+            return  # chosen by the model, or drawn with a key that it has fixed
+        numpyro.prng_key()
+        rows = self.elements[msg["name"]]
+        msg["value"], msg["args"] = rows, (msg["args"][0], len(rows))
+
+
+def first_elements(plates: Plates) -> Elements:
+    """As many as a minibatch has."""
+    return {name: jnp.arange(num) for name, (num, _) in plates.items()}
+
+
+def run_with(
+    run: Callable[[Elements], tuple[Any, Any, Any]], plates: Plates, mode: str
+) -> Outputs:
+    """One simulation in one of the modes."""
+    if mode == DRAWN:
+        return Outputs(*run({}))
+    if mode == ALL:
+        return Outputs(
+            *run({name: jnp.arange(size) for name, (_, size) in plates.items()})
+        )
+    first = (0,) * len(plates)
+    log_prior, log_likelihood, stats = _in_turns(run, plates, {})
+    return Outputs(log_prior[first], log_likelihood.mean(), stats[first])
+
+
+def _in_turns(run: Callable, plates: Plates, elements: Elements) -> Any:
+    """Outputs for minibatches one after another; a leading axis for each plate.
+
+    Only what depends on a minibatch is computed more than once.
+    """
+    left = [name for name in plates if name not in elements]
+    if not left:
+        return run(elements)
+    num, size = plates[left[0]]
+    starts = jnp.arange(size // math.gcd(num, size)) * num
+    rows = (starts[:, None] + jnp.arange(num)) % size
+    return vmap(lambda part: _in_turns(run, plates, {**elements, left[0]: part}))(rows)
 
 
 class Minibatches(NamedTuple):
@@ -66,22 +117,17 @@ class Minibatches(NamedTuple):
     Attributes:
         plates: `{name: (subsample_size, size)}`.
         are_noisy: whether the log likelihood differs between minibatches.
-        elements: that simulations take, `DRAWN` or `ALL`.
+        elements: that simulations take, `DRAWN`, `ALL` or `IN_TURNS`.
         step_elements: that those of gradient steps take.
     """
 
-    plates: Mapping[str, tuple[int, int]]
+    plates: Plates
     are_noisy: bool = False
     elements: str = DRAWN
     step_elements: str = DRAWN
 
     @classmethod
-    def of(
-        cls,
-        plates: Mapping[str, tuple[int, int]],
-        run: Run,
-        draw: Callable[[jax.Array], jax.Array],
-    ) -> "Minibatches":
+    def of(cls, plates: Plates, run: Run, draw: Draw) -> "Minibatches":
         """Look at a model.
 
         Args:
@@ -91,86 +137,136 @@ class Minibatches(NamedTuple):
         """
         if not plates:
             return cls({})
-        num_operations = {mode: _operations(run, draw, mode) for mode in (ALL, FIRST)}
-        num, few = num_operations[ALL], num_operations[FIRST]
-        if num > max(MAX_OPERATIONS, MAX_FACTOR * few):
-            return cls(plates, _are_noisy(_compare(run, draw, DRAWN)))
-        found = _compare(run, draw, ALL)
-        if not _accepts_all(found):
-            return cls(plates, _are_noisy(_compare(run, draw, DRAWN)))
-        step = ALL if num <= MAX_STEP_OPERATIONS else DRAWN
-        return cls(plates, _are_noisy(found), ALL, step)
+        drawn = _simulate(run, plates, draw, DRAWN)
+        are_noisy = _are_noisy(drawn)
+        if not _is_sum(run, plates, draw):
+            return cls(plates, are_noisy)
+        few = _operations(lambda u, key: run(u, key, first_elements(plates)), draw)
+        for mode in (ALL, IN_TURNS):
+
+            def whole(u: jax.Array, key: jax.Array, mode: str = mode) -> Outputs:
+                return run_with(lambda rows: run(u, key, rows), plates, mode)
+
+            num = _operations(whole, draw)
+            if num > max(MAX_OPERATIONS, MAX_FACTOR * few):
+                continue
+            if _agree(drawn, _simulate(run, plates, draw, mode)):
+                step = mode if num <= MAX_STEP_OPERATIONS else DRAWN
+                return cls(plates, are_noisy, mode, step)
+        return cls(plates, are_noisy)
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether simulations take all elements."""
+        return bool(self.plates) and self.elements != DRAWN
 
 
-class Comparison(NamedTuple):
-    """Minibatches against a second simulation with the same keys, draw by draw.
-
-    Attributes:
-        log_likelihood: of minibatches, shape (n, m).
-        log_prior_error: difference of log priors, (n, m).
-        error: difference of log likelihoods, (n, m).
-        stats_error: largest difference of statistics, relative to their size, (n, m).
-    """
-
-    log_likelihood: Any
-    log_prior_error: Any
-    error: Any
-    stats_error: Any
-
-
-def _operations(run: Run, draw: Callable, mode: str) -> float:
-    """Infinite where the model cannot be run in this mode."""
+def _operations(fn: Callable, draw: Draw) -> float:
+    """Of a simulation; infinite where the model does not accept its elements."""
     key = random.key(0)
     u = jnp.zeros(jax.eval_shape(draw, key).shape)
     try:
-        return Cost.of(lambda u, k: run(u, k, mode), u, key).num_operations
+        return Cost.of(fn, u, key).num_operations
     except Exception:  # whatever a model says to shapes that it does not expect
         return np.inf
 
 
-def _compare(run: Run, draw: Callable, mode: str) -> Comparison:
-    """Draw, and simulate in both modes; with `DRAWN`, the second key is another one."""
+def _simulate(run: Run, plates: Plates, draw: Draw, mode: str) -> Outputs:
+    """Log densities (n, m) and statistics (n, m, S) of prior draws, several keys each.
 
-    def one(keys: tuple[jax.Array, jax.Array]) -> Comparison:
-        u, key = draw(keys[0]), keys[1]
-        prior, likelihood, stats = run(u, key, DRAWN)
-        other_key = random.fold_in(key, 1) if mode == DRAWN else key
-        other_prior, other_likelihood, other = run(u, other_key, mode)
-        size = jnp.maximum(jnp.abs(stats), jnp.abs(other))
-        off = jnp.abs(stats - other) / jnp.where(size > 0, size, 1.0)
-        return Comparison(
-            likelihood, prior - other_prior, likelihood - other_likelihood, off.max()
-        )
+    In all modes with the same keys, so that all noise but that of the draw of a
+    minibatch is the same too.
+    """
 
-    def all_of_them(key: jax.Array) -> Comparison:
+    def simulate(key: jax.Array) -> Outputs:
         draw_key, key = random.split(key)
-        draw_keys = random.split(draw_key, NUM_DRAWS)
+        u = vmap(draw)(random.split(draw_key, NUM_DRAWS))
         keys = random.split(key, (NUM_DRAWS, NUM_MINIBATCHES))
-        return lax.map(
-            lambda pair: vmap(lambda k: one((pair[0], k)))(pair[1]), (draw_keys, keys)
-        )
 
-    (found,) = run_now(all_of_them)
-    return Comparison(*(np.asarray(x, np.float64) for x in found))
+        def one(u: jax.Array, key: jax.Array) -> Outputs:
+            return run_with(lambda rows: run(u, key, rows), plates, mode)
 
+        return lax.map(lambda pair: vmap(one, in_axes=(None, 0))(*pair), (u, keys))
 
-def _are_noisy(found: Comparison) -> bool:
-    """Whether the log likelihood differs by more than a sum's rounding."""
-    rounding = ROUNDING * (1.0 + np.abs(found.log_likelihood))
-    return bool((np.abs(found.error) > rounding).any())
+    (found,) = run_now(simulate)
+    return Outputs(*(np.asarray(x, np.float64) for x in found))
 
 
-def _accepts_all(found: Comparison) -> bool:
+def _are_noisy(drawn: Outputs) -> bool:
+    """Whether log likelihoods of one draw differ by more than a sum's rounding."""
+    values = np.where(np.isfinite(drawn.log_likelihood), drawn.log_likelihood, 0.0)
+    rounding = ROUNDING * (1.0 + np.abs(values).max(axis=1))
+    return bool((np.ptp(values, axis=1) > rounding).any())
+
+
+def _is_sum(run: Run, plates: Plates, draw: Draw) -> bool:
+    """Whether the log likelihood is a sum over elements, and nothing else has them.
+
+    The sum for two minibatches is then the same after one element of each has changed
+    place with the other; prior and statistics are the same for all.
+    """
+    found = [_swap(run, plates, draw, name) for name in plates]
+    for outputs in found:
+        values = [x.reshape(*x.shape[:3], -1) for x in outputs]
+        rows = np.ones(values[0].shape[:2], bool)
+        for x in values:
+            rows &= np.isfinite(x).all(axis=(2, 3))
+        prior, likelihood, stats = (x[rows] for x in values)
+        if not rows.any():
+            return False
+        first, second, third, fourth = np.moveaxis(likelihood, 1, 0)
+        off = np.abs(first + second - third - fourth)
+        if (off > ROUNDING * (1.0 + np.abs(likelihood).max(axis=1))).any():
+            return False
+        if not all(_are_same(x, x[:, :1]) for x in (prior, stats)):
+            return False
+    return True
+
+
+def _swap(run: Run, plates: Plates, draw: Draw, name: str) -> Outputs:
+    """Of pairs of minibatches of a plate before and after a swap, (n, m, 4, ...)."""
+    num, size = plates[name]
+    rng = np.random.default_rng(0)
+    pairs = np.stack([rng.permutation(size)[:num] for _ in range(2 * NUM_PAIRS)])
+    pairs = np.concatenate([pairs.reshape(NUM_PAIRS, 2, num)] * 2, axis=1)
+    pairs[:, 2:, 0] = pairs[:, 1::-1, 0]
+    others = first_elements(plates)
+
+    def simulate(key: jax.Array) -> Outputs:
+        def one(keys: jax.Array) -> Outputs:
+            u = draw(keys[0])
+
+            def some(rows: jax.Array) -> Outputs:
+                return Outputs(*run(u, keys[1], {**others, name: rows}))
+
+            return vmap(vmap(some))(jnp.asarray(pairs))
+
+        return lax.map(one, random.split(key, (NUM_DRAWS, 2)))
+
+    (found,) = run_now(simulate)
+    return Outputs(*(np.asarray(x, np.float64) for x in found))
+
+
+def _agree(drawn: Outputs, whole: Outputs) -> bool:
     """Whether all elements give what minibatches give on average, and nothing else."""
-    rows = np.isfinite(found.error).all(axis=1)
-    rows &= np.isfinite(found.stats_error).all(axis=1)
+    rows = np.ones(len(drawn.log_prior), bool)
+    for values in (*drawn, *whole):
+        rows &= np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
     if not rows.any():
         return False
-    error, off = found.error[rows], found.stats_error[rows]
-    size = ROUNDING * (1.0 + np.abs(found.log_likelihood[rows]).max())
-    if off.max() > ROUNDING or np.abs(found.log_prior_error[rows]).max() > size:
-        return False
-    standard_error = error.std(axis=1, ddof=1) / np.sqrt(error.shape[1])
-    return bool(
-        (np.abs(error.mean(axis=1)) <= MAX_Z_SCORE * standard_error + size).all()
+    prior, likelihood, stats = (
+        [x[rows] for x in pair] for pair in zip(drawn, whole, strict=True)
     )
+    if not (_are_same(*prior) and _are_same(*stats)):
+        return False
+    error = likelihood[0] - likelihood[1]
+    standard_error = error.std(axis=1, ddof=1) / np.sqrt(error.shape[1])
+    rounding = ROUNDING * (1.0 + np.abs(likelihood[0]).max())
+    limit = MAX_Z_SCORE * standard_error + rounding
+    return bool((np.abs(error.mean(axis=1)) <= limit).all())
+
+
+def _are_same(first: np.ndarray, second: np.ndarray) -> bool:
+    """Up to rounding, relative to the size of each number."""
+    size = np.maximum(np.abs(first), np.abs(second))
+    return bool((np.abs(first - second) <= ROUNDING * size).all())

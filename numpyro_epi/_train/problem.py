@@ -23,7 +23,13 @@ from numpyro_epi._train.cost import Cost
 from numpyro_epi._train.dependence import depends_on_last
 from numpyro_epi._train.derivatives import Derivatives
 from numpyro_epi._train.likelihood_noise import DataSites, LikelihoodNoise, stack_of
-from numpyro_epi._train.minibatches import Minibatches, choose_elements
+from numpyro_epi._train.minibatches import (
+    Elements,
+    Minibatches,
+    choose_elements,
+    first_elements,
+    run_with,
+)
 from numpyro_epi.handlers import collect, noise
 
 # Beyond this, float32 cannot tell a bounded latent from its bound.
@@ -154,13 +160,18 @@ class Problem:
 
         Subsampled plates have all their elements where the model is the same with them.
         """
-        return self._run(u, rng_key, self.minibatches.elements)
+        return self._run_with(u, rng_key, self.minibatches.elements)
 
     def simulate_step(self, u: jax.Array, rng_key: jax.Array) -> Simulation:
         """The same for a gradient step, which may take minibatches."""
-        return self._run(u, rng_key, self.minibatches.step_elements)
+        return self._run_with(u, rng_key, self.minibatches.step_elements)
 
-    def _run(self, u: jax.Array, rng_key: jax.Array, elements: str) -> Simulation:
+    def _run_with(self, u: jax.Array, rng_key: jax.Array, mode: str) -> Simulation:
+        plates = self.minibatches.plates
+        run = run_with(lambda rows: self._run(u, rng_key, rows), plates, mode)
+        return Simulation(*run)
+
+    def _run(self, u: jax.Array, rng_key: jax.Array, elements: Elements) -> Simulation:
         latents, log_det = self.constrain(u)
         collector, log_probs = self._log_probs(latents, rng_key, elements)
         zero = jnp.zeros(())
@@ -172,31 +183,26 @@ class Problem:
         )
 
     def _log_probs(
-        self, latents: dict[str, jax.Array], rng_key: jax.Array, elements: str
+        self, latents: dict, rng_key: jax.Array, elements: Elements
     ) -> tuple[collect, dict[str, jax.Array]]:
         """The properties of a run, and the log densities of its sites."""
         collector = collect(noise(self.model))
-        chosen = choose_elements(collector, elements)
-        seeded = numpyro_handlers.seed(chosen, rng_key)
+        seeded = numpyro_handlers.seed(choose_elements(collector, elements), rng_key)
         return collector, compute_log_probs(seeded, self.args, self.kwargs, latents)[0]
-
-    @cached_property
-    def has_residual_noise(self) -> bool:
-        """Whether random keys enter the log likelihood of a simulation."""
-        noise = self.likelihood_noise
-        is_drawn = bool(noise.plates) and not noise.takes_all
-        return is_drawn or bool(noise.factors or noise.observed)
 
     @cached_property
     def likelihood_noise(self) -> LikelihoodNoise:
         """Sources of noise in the log likelihood; read off the model, nothing runs."""
+        minibatches = self.minibatches
+        # Fixed elements keep what else is random apart from the draw of a minibatch.
+        elements = first_elements(minibatches.plates) if minibatches.takes_all else {}
 
         def terms(u: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
             latents, _ = self.constrain(u)
-            return self._log_probs(latents, key, self.minibatches.elements)[1]
+            return self._log_probs(latents, key, elements)[1]
 
         u, key = jnp.zeros(self.num_latents), random.key(0)
-        return self._data_sites.noise(depends_on_last(terms, u, key), self.minibatches)
+        return self._data_sites.noise(depends_on_last(terms, u, key), minibatches)
 
     def log_prior(self, u: jax.Array) -> jax.Array:
         """Log density of the prior alone; the compiler drops the simulator.

@@ -143,7 +143,7 @@ def duality_gap_diagnostic(
     table = result.table
     raw = result.multipliers if multipliers is None else multipliers
     scaled = table.scaled_multipliers(raw)
-    draws = draw_mixture(result, rng_key, num_samples)
+    draws = draw_mixture(result, rng_key, num_samples, scaled)
     bound = estimate_log_normalizer(draws, table, scaled)
     objective, error = objective_with_error(result, scaled)
     return DualityGap(

@@ -85,8 +85,20 @@ class MixtureDraws(NamedTuple):
         return log_w - 0.5 * shift, log_weight_variance(averages, multipliers)
 
 
-def draw_mixture(result: EPIResult, rng_key: Any, num_samples: int) -> MixtureDraws:
+def draw_mixture(
+    result: EPIResult,
+    rng_key: Any,
+    num_samples: int,
+    multipliers: np.ndarray | None = None,
+) -> MixtureDraws:
     """Draw and simulate; about `num_samples` draws, in equal parts from each proposal.
+
+    Args:
+        result: of a run.
+        rng_key: random key.
+        num_samples: number of draws.
+        multipliers: scaled, of the law at which a noisy log likelihood is averaged well
+            enough; those of the result by default.
 
     Raises:
         TypeError: if `rng_key` is not a key.
@@ -129,20 +141,26 @@ def draw_mixture(result: EPIResult, rng_key: Any, num_samples: int) -> MixtureDr
     num_repeats = NUM_REPEATS if result._needs_averages else 1
     draws = _simulate(result, u, log_q, len(log_q) + has_prior, keys[3], num_repeats)
     if result._is_likelihood_noisy:
-        draws = _average_noise(result, draws, log_q, keys[3])
+        if multipliers is None:
+            multipliers = result.table.scaled_multipliers(result.multipliers)
+        draws = _average_noise(result, draws, log_q, keys[3], multipliers)
     return draws
 
 
 def _average_noise(
-    result: EPIResult, draws: MixtureDraws, log_q: list, rng_key: jax.Array
+    result: EPIResult,
+    draws: MixtureDraws,
+    log_q: list,
+    rng_key: jax.Array,
+    multipliers: np.ndarray,
 ) -> MixtureDraws:
     """As many simulations as the noise of the log likelihood calls for, or an error."""
-    variance, num = _noise(result, draws), NUM_REPEATS
+    variance, num = _noise(result, draws, multipliers), NUM_REPEATS
     if MAX_VARIANCE < variance <= MAX_VARIANCE * MAX_REPEATS / num:
         wanted = np.ceil(MARGIN * num * variance / MAX_VARIANCE)
         num = int(min(wanted, MAX_REPEATS))
         draws = _simulate(result, draws.u, log_q, draws.num_components, rng_key, num)
-        variance = _noise(result, draws)
+        variance = _noise(result, draws, multipliers)
     if not variance <= MAX_VARIANCE:
         raise ValueError(_too_noisy(result, variance, num))
     return draws
@@ -164,10 +182,10 @@ def _too_noisy(result: EPIResult, variance: float, num_repeats: int) -> str:
     )
 
 
-def _noise(result: EPIResult, draws: MixtureDraws) -> float:
-    """Variance of the averaged log weights, over the law of the result."""
-    scaled = result.table.scaled_multipliers(result.multipliers)
-    log_w, variance = draws.tilted_log_weights(draws.averages(result.table), scaled)
+def _noise(result: EPIResult, draws: MixtureDraws, multipliers: np.ndarray) -> float:
+    """Variance of the averaged log weights, over the law of these multipliers."""
+    averages = draws.averages(result.table)
+    log_w, variance = draws.tilted_log_weights(averages, multipliers)
     if not np.isfinite(log_w).any():
         return 0.0
     return float(normalize_log_weights(log_w) @ variance)

@@ -81,16 +81,19 @@ class noise(Messenger):
         if msg["type"] != "prng_key":
             self._waiting.pop()
 
+    def note_subsampling(self, name: str, subsample_size: int, size: int) -> None:
+        """Called when elements of a plate are about to be drawn."""
+        self.is_noisy = True
+        self.subsampled[name] = (subsample_size, size)
+
     def _watch(self, msg: Message) -> None:
         """Take note if the elements of a plate are drawn: a handler may choose them."""
-        is_in_scan = bool(self._waiting) and self._waiting[-1] == "control_flow"
-        if msg["kwargs"]["rng_key"] is not None and not is_in_scan:
+        if msg["kwargs"]["rng_key"] is not None:
             return  # a key that is fixed inside of this handler
         draw, name, (size, subsample_size) = msg["fn"], msg["name"], msg["args"]
 
         def noted(*args: Any, **kwargs: Any) -> Any:
-            self.is_noisy = True
-            self.subsampled[name] = (subsample_size, size)
+            self.note_subsampling(name, subsample_size, size)
             return draw(*args, **kwargs)
 
         msg["fn"] = noted
