@@ -20,9 +20,11 @@ import noisy_models
 import numpyro_epi as epi
 from noisy_models import MEAN
 from numpyro_epi import diagnostics
+from numpyro_epi._train import minibatches as _minibatches
 from numpyro_epi._train.dependence import depends_on_last
 from numpyro_epi._train.minibatches import ALL, DRAWN, IN_TURNS
 from numpyro_epi._train.problem import Problem
+from numpyro_epi.diagnostics import _mixture
 from numpyro_epi.handlers import noise, tilt
 
 KEY = jax.random.key(1)
@@ -139,9 +141,7 @@ def test_dependence_passes_calls_and_loops():
 
 MODES = {
     "any": (noisy_models.subsampled(), ALL),
-    "uneven": (noisy_models.subsampled(199, 20), ALL),
     "fixed shape": (noisy_models.subsampled(kind="fixed shape"), IN_TURNS),
-    "own scale": (noisy_models.subsampled(kind="own scale"), IN_TURNS),
     "nested": (noisy_models.nested(), IN_TURNS),
     "statistic": (noisy_models.subsampled(kind="statistic"), DRAWN),
     "not a sum": (noisy_models.not_a_sum(), DRAWN),
@@ -161,32 +161,28 @@ def test_all_elements_are_taken_where_that_is_the_same(case):
         np.testing.assert_allclose(found, known.log_likelihood(0.3), rtol=1e-5)
 
 
-def test_elements_are_drawn_where_all_are_too_many():
-    def model():
-        z = numpyro.sample("z", dist.Normal())
-        with numpyro.plate("data", 20, subsample_size=2) as rows:
-            path = jnp.ones((2000,)) * rows[:, None]
-            path, _ = jax.lax.scan(lambda s, _: (jnp.sin(s), 0.0), path, length=50)
-            numpyro.sample("y", dist.Normal(z, 1.0), obs=path.mean(1))
-        epi.emergent_property(z, mean=MEAN)
-
-    found = problem_of(model).minibatches
+def test_elements_are_drawn_where_all_are_too_many(monkeypatch):
+    monkeypatch.setattr(_minibatches, "MAX_STEP_OPERATIONS", 10.0)
+    problem = problem_of(minibatch)
+    found = problem.minibatches
     assert (found.elements, found.step_elements) == (ALL, DRAWN)
+    values = {
+        float(problem.simulate_step(0.3 * jnp.ones(1), k).log_likelihood)
+        for k in jax.random.split(KEY, 3)
+    }
+    assert len(values) == 3
+    monkeypatch.setattr(_minibatches, "MAX_OPERATIONS", 10.0)
+    monkeypatch.setattr(_minibatches, "MAX_FACTOR", 1.0)
+    found = problem_of(minibatch).minibatches
+    assert (found.elements, found.are_noisy) == (DRAWN, True)
 
 
 # -- report and refusals --------------------------------------------------------------
 
 
 @cache
-def result_of(case):
+def result_of(known):
     """A result without training: draws of an AutoNormal guide as it starts."""
-    known = {
-        "minibatch": noisy_models.subsampled(),
-        "not a sum": noisy_models.not_a_sum(),
-        "factor": noisy_models.noisy_factor(3.0),
-        "loud factor": noisy_models.noisy_factor(40.0),
-        "data": noisy_models.fed_by_noise(),
-    }[case]
     inference = epi.EPI(
         known.model,
         AutoNormal,
@@ -198,14 +194,16 @@ def result_of(case):
         stat_gradient="reverse",
         progress_bar=False,
     )
-    return known, inference.run(jax.random.key(0))
+    return inference.run(jax.random.key(0))
 
 
-def bound_of(case, result=None):
+FACTOR = noisy_models.noisy_factor(3.0)
+
+
+def bound_of(known):
     """Bound at the exact multiplier; its truth is the maximum of the objective."""
-    known, own = result_of(case)
     found = diagnostics.duality_gap_diagnostic(
-        result or own, KEY, 3000, multipliers={NAME: np.array([known.multiplier])}
+        result_of(known), KEY, 3000, multipliers={NAME: np.array([known.multiplier])}
     )
     return found.bound, found.bound_error, known.maximum
 
@@ -220,21 +218,20 @@ def check_bound(bound, error, maximum):
     assert abs(bound - maximum) < 5 * error
 
 
-@pytest.mark.parametrize("case", ["minibatch", "factor", "data"])
-def test_certificate_averages_over_the_noise(case):
-    check_bound(*bound_of(case))
+def test_certificate_averages_over_the_noise():
+    check_bound(*bound_of(FACTOR))
 
 
 def test_check_of_the_certificate_flags_one_that_ignores_the_noise(monkeypatch):
     monkeypatch.setattr(epi.EPIResult, "_needs_averages", False)
     monkeypatch.setattr(epi.EPIResult, "_is_likelihood_noisy", False)
     with pytest.raises(AssertionError):
-        check_bound(*bound_of("factor"))
+        check_bound(*bound_of(FACTOR))
 
 
-@pytest.mark.parametrize("case", ["not a sum", "loud factor"])
-def test_weights_are_refused_where_noise_is_too_large(case):
-    _, result = result_of(case)
+def test_weights_are_refused_where_noise_is_too_large(monkeypatch):
+    monkeypatch.setattr(_mixture, "MAX_REPEATS", _mixture.NUM_REPEATS)
+    result = result_of(FACTOR)
     for diagnostic in (
         diagnostics.duality_gap_diagnostic,
         diagnostics.shadow_price_diagnostic,
@@ -247,24 +244,23 @@ def test_weights_are_refused_where_noise_is_too_large(case):
 
 
 def test_hmc_is_refused_and_importance_is_not():
-    for case in ("minibatch", "factor"):
-        _, result = result_of(case)
-        with pytest.raises(ValueError, match="log likelihood is noisy.*importance"):
-            diagnostics.corrected_draws(result, KEY, 50, method="hmc")
+    result = result_of(FACTOR)
+    with pytest.raises(ValueError, match="log likelihood is noisy.*importance"):
+        diagnostics.corrected_draws(result, KEY, 50, method="hmc")
     found = diagnostics.corrected_draws(result, KEY, 50, method="importance")
     assert found.method == "importance"
 
 
 def test_report_says_so_and_a_file_keeps_it(capsys, tmp_path):
-    known, result = result_of("minibatch")
+    result = result_of(FACTOR)
     assert result.has_noisy_likelihood
     assert not result.is_noisy
     result.save(tmp_path / "result")
-    loaded = epi.EPIResult.load(tmp_path / "result", known.model, AutoNormal)
+    loaded = epi.EPIResult.load(tmp_path / "result", FACTOR.model, AutoNormal)
     assert loaded.has_noisy_likelihood
     loaded.print_summary()
     printed = " ".join(capsys.readouterr().out.split())
-    assert "noisy log likelihood (plate `data` draws 20 of 200 elements)" in printed
+    assert "noisy log likelihood (random keys enter the factor `f`)" in printed
     assert "the law has exp(E[log L | z])" in printed
 
 
@@ -292,16 +288,22 @@ def test_derivatives_that_miss_the_likelihood_are_not_used():
 # -- tilted models under MCMC ---------------------------------------------------------
 
 
-def test_nuts_is_refused_for_frozen_elements_and_the_ways_out_work():
-    def tilted(**options):
-        return tilt(lambda: minibatch(**options), {NAME: np.array([0.5])})
+def tilted(**options):
+    return tilt(lambda: minibatch(**options), {NAME: np.array([0.5])})
 
-    def sample(kernel):
-        mcmc = MCMC(kernel, num_warmup=1, num_samples=1, progress_bar=False)
-        mcmc.run(KEY)
 
+def sample(kernel):
+    mcmc = MCMC(kernel, num_warmup=1, num_samples=1, progress_bar=False)
+    mcmc.run(KEY)
+
+
+def test_nuts_is_refused_for_frozen_elements():
     with pytest.raises(RuntimeError, match="`data`, which draws 5 of 20.*HMCECS"):
         sample(NUTS(seed(tilted(), 0)))
+
+
+@pytest.mark.slow
+def test_ways_out_of_the_refusal_work():
     sample(NUTS(tilted(num=20)))
     sample(HMCECS(NUTS(tilted())))
 
@@ -329,6 +331,7 @@ def test_the_law_is_that_of_the_expected_log_likelihood(known):
     """
     result = epi.EPI(known.model, progress_bar=False).run(jax.random.key(0))
     assert result.converged
+    assert result.has_noisy_likelihood
     z = np.asarray(result.sample(KEY, 20_000)["z"])
     assert abs(z.mean() - MEAN) < 0.08 * known.sd
     assert abs(z.std() / known.sd - 1.0) < 0.08

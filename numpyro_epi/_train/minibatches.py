@@ -27,7 +27,7 @@ from numpyro_epi._typing import Message, Model
 
 # Which elements of a plate: those that it draws, all at once, or all in turns.
 DRAWN, ALL, IN_TURNS = "drawn", "all", "in turns"
-# Prior draws on which a model is looked at, minibatches of each, and pairs of them.
+# Prior draws on which a model is looked at, minibatches of each, and pairs for swaps.
 NUM_DRAWS, NUM_MINIBATCHES, NUM_PAIRS = 16, 100, 8
 # Standard errors by which the mean over minibatches may miss the value of all elements.
 MAX_Z_SCORE = 6.0
@@ -137,9 +137,13 @@ class Minibatches(NamedTuple):
         """
         if not plates:
             return cls({})
-        drawn = _simulate(run, plates, draw, DRAWN)
+        sets, pairs = _minibatches(plates)
+        found = _simulate(
+            lambda u, key: vmap(lambda rows: run(u, key, rows))(sets), draw
+        )
+        drawn = Outputs(*(x[:, :NUM_MINIBATCHES] for x in found))
         are_noisy = _are_noisy(drawn)
-        if not _is_sum(run, plates, draw):
+        if not _is_sum(found, pairs):
             return cls(plates, are_noisy)
         few = _operations(lambda u, key: run(u, key, first_elements(plates)), draw)
         for mode in (ALL, IN_TURNS):
@@ -150,7 +154,7 @@ class Minibatches(NamedTuple):
             num = _operations(whole, draw)
             if num > max(MAX_OPERATIONS, MAX_FACTOR * few):
                 continue
-            if _agree(drawn, _simulate(run, plates, draw, mode)):
+            if _agree(drawn, _simulate(whole, draw)):
                 step = mode if num <= MAX_STEP_OPERATIONS else DRAWN
                 return cls(plates, are_noisy, mode, step)
         return cls(plates, are_noisy)
@@ -171,22 +175,40 @@ def _operations(fn: Callable, draw: Draw) -> float:
         return np.inf
 
 
-def _simulate(run: Run, plates: Plates, draw: Draw, mode: str) -> Outputs:
-    """Log densities (n, m) and statistics (n, m, S) of prior draws, several keys each.
+def _minibatches(plates: Plates) -> tuple[Elements, np.ndarray]:
+    """Minibatches, and which of them are pairs before and after a swap, (m, 4).
 
-    In all modes with the same keys, so that all noise but that of the draw of a
-    minibatch is the same too.
+    In each pair one element of one plate changes place with one of the other, and the
+    other plates have the same elements.
     """
+    rng = np.random.default_rng(0)
+    sets = {
+        name: [rng.permutation(size)[:num] for _ in range(NUM_MINIBATCHES)]
+        for name, (num, size) in plates.items()
+    }
+    pairs = []
+    for name in plates:
+        for i in range(0, 2 * NUM_PAIRS, 2):
+            pairs.append(np.arange(4) + len(sets[name]))
+            for other in plates:
+                first, second = sets[other][i : i + 2]
+                swapped = [
+                    np.append(y[0], x[1:])
+                    for x, y in [(first, second), (second, first)]
+                ]
+                sets[other] += (
+                    [first, second, *swapped] if other == name else 4 * [first]
+                )
+    elements = {name: jnp.asarray(np.stack(x)) for name, x in sets.items()}
+    return elements, np.stack(pairs)
+
+
+def _simulate(fn: Callable[[jax.Array, jax.Array], Any], draw: Draw) -> Outputs:
+    """Outputs of a function for some prior draws and a key of each, as float64."""
 
     def simulate(key: jax.Array) -> Outputs:
-        draw_key, key = random.split(key)
-        u = vmap(draw)(random.split(draw_key, NUM_DRAWS))
-        keys = random.split(key, (NUM_DRAWS, NUM_MINIBATCHES))
-
-        def one(u: jax.Array, key: jax.Array) -> Outputs:
-            return run_with(lambda rows: run(u, key, rows), plates, mode)
-
-        return lax.map(lambda pair: vmap(one, in_axes=(None, 0))(*pair), (u, keys))
+        keys = random.split(key, (NUM_DRAWS, 2))
+        return Outputs(*lax.map(lambda pair: fn(draw(pair[0]), pair[1]), keys))
 
     (found,) = run_now(simulate)
     return Outputs(*(np.asarray(x, np.float64) for x in found))
@@ -199,63 +221,31 @@ def _are_noisy(drawn: Outputs) -> bool:
     return bool((np.ptp(values, axis=1) > rounding).any())
 
 
-def _is_sum(run: Run, plates: Plates, draw: Draw) -> bool:
+def _is_sum(found: Outputs, pairs: np.ndarray) -> bool:
     """Whether the log likelihood is a sum over elements, and nothing else has them.
 
-    The sum for two minibatches is then the same after one element of each has changed
-    place with the other; prior and statistics are the same for all.
+    The sum for two minibatches is then the same after a swap; prior and statistics are
+    the same for all.
     """
-    found = [_swap(run, plates, draw, name) for name in plates]
-    for outputs in found:
-        values = [x.reshape(*x.shape[:3], -1) for x in outputs]
-        rows = np.ones(values[0].shape[:2], bool)
-        for x in values:
-            rows &= np.isfinite(x).all(axis=(2, 3))
-        prior, likelihood, stats = (x[rows] for x in values)
-        if not rows.any():
-            return False
-        first, second, third, fourth = np.moveaxis(likelihood, 1, 0)
-        off = np.abs(first + second - third - fourth)
-        if (off > ROUNDING * (1.0 + np.abs(likelihood).max(axis=1))).any():
-            return False
-        if not all(_are_same(x, x[:, :1]) for x in (prior, stats)):
-            return False
-    return True
-
-
-def _swap(run: Run, plates: Plates, draw: Draw, name: str) -> Outputs:
-    """Of pairs of minibatches of a plate before and after a swap, (n, m, 4, ...)."""
-    num, size = plates[name]
-    rng = np.random.default_rng(0)
-    pairs = np.stack([rng.permutation(size)[:num] for _ in range(2 * NUM_PAIRS)])
-    pairs = np.concatenate([pairs.reshape(NUM_PAIRS, 2, num)] * 2, axis=1)
-    pairs[:, 2:, 0] = pairs[:, 1::-1, 0]
-    others = first_elements(plates)
-
-    def simulate(key: jax.Array) -> Outputs:
-        def one(keys: jax.Array) -> Outputs:
-            u = draw(keys[0])
-
-            def some(rows: jax.Array) -> Outputs:
-                return Outputs(*run(u, keys[1], {**others, name: rows}))
-
-            return vmap(vmap(some))(jnp.asarray(pairs))
-
-        return lax.map(one, random.split(key, (NUM_DRAWS, 2)))
-
-    (found,) = run_now(simulate)
-    return Outputs(*(np.asarray(x, np.float64) for x in found))
+    rows = _finite(found)
+    if not rows.any():
+        return False
+    prior, likelihood, stats = (x[rows] for x in found)
+    first, second, third, fourth = np.moveaxis(likelihood[:, pairs], -1, 0)
+    off = np.abs(first + second - third - fourth)
+    if (off > ROUNDING * (1.0 + np.abs(likelihood).max())).any():
+        return False
+    return all(_are_same(x, x[:, :1]) for x in (prior, stats))
 
 
 def _agree(drawn: Outputs, whole: Outputs) -> bool:
     """Whether all elements give what minibatches give on average, and nothing else."""
-    rows = np.ones(len(drawn.log_prior), bool)
-    for values in (*drawn, *whole):
-        rows &= np.isfinite(values.reshape(len(rows), -1)).all(axis=1)
+    rows = _finite(drawn) & _finite(whole)
     if not rows.any():
         return False
     prior, likelihood, stats = (
-        [x[rows] for x in pair] for pair in zip(drawn, whole, strict=True)
+        [pair[0][rows], pair[1][rows][:, None]]
+        for pair in zip(drawn, whole, strict=True)
     )
     if not (_are_same(*prior) and _are_same(*stats)):
         return False
@@ -264,6 +254,12 @@ def _agree(drawn: Outputs, whole: Outputs) -> bool:
     rounding = ROUNDING * (1.0 + np.abs(likelihood[0]).max())
     limit = MAX_Z_SCORE * standard_error + rounding
     return bool((np.abs(error.mean(axis=1)) <= limit).all())
+
+
+def _finite(found: Outputs) -> np.ndarray:
+    """Draws of which everything is finite, (n,)."""
+    values = [np.isfinite(x.reshape(len(x), -1)).all(axis=1) for x in found]
+    return np.logical_and.reduce(values)
 
 
 def _are_same(first: np.ndarray, second: np.ndarray) -> bool:
