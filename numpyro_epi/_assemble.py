@@ -35,6 +35,7 @@ def assemble(engine: Engine, outcome: RunOutcome) -> EPIResult:
         seconds=outcome.seconds,
         _engine=engine,
         num_invalid=outcome.num_invalid,
+        has_noisy_likelihood=outcome.has_noisy_likelihood,
     )
 
 

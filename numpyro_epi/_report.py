@@ -272,10 +272,14 @@ def _failures(result: "EPIResult") -> list[str]:
 
 def _cost(result: "EPIResult") -> list[str]:
     noisy = "noisy" if result.is_noisy else "deterministic"
-    return [
+    lines = [
         f"  {result.seconds:.1f} s, {result.num_simulations:,} simulations, {noisy} "
         f"statistics, gradient: {result.gradient.choice} ({result.gradient.reason})"
     ]
+    if result.has_noisy_likelihood:
+        noise = result._engine.problem.likelihood_noise
+        lines += [f"  {sentence}" for sentence in noise.sentences()]
+    return lines
 
 
 # -- fitting in -----------------------------------------------------------------------

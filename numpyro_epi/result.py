@@ -47,6 +47,9 @@ class EPIResult:
         state: state of the optimiser, all restarts, as `EPI.update` takes it.
         gradient: how statistics were differentiated, and why.
         is_noisy: whether statistics differ between simulations of the same latents.
+        has_noisy_likelihood: whether the log likelihood does, in the model as it is
+            written: by `subsample_size` of a plate, or by random keys. The law then has
+            exp(E[log L | z]).
         masks_invalid: whether the target is the prior restricted to latents that can be
             simulated: not with `on_invalid="raise"`.
         tolerance: of the equivalence test, scaled units.
@@ -68,8 +71,21 @@ class EPIResult:
     seconds: float
     _engine: Engine = field(repr=False)
     num_invalid: int = 0
+    has_noisy_likelihood: bool = False
     # What `sensitivity` has made of the result, to be used again.
     _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def _needs_averages(self) -> bool:
+        """Whether E[T | z] or E[log L | z] takes more than one simulation."""
+        return self.is_noisy or self._is_likelihood_noisy
+
+    @property
+    def _is_likelihood_noisy(self) -> bool:
+        """Whether log L of a simulation is: not if it takes whole minibatch plates."""
+        return (
+            self.has_noisy_likelihood and self._engine.problem.likelihood_noise.is_left
+        )
 
     # -- the best restart -------------------------------------------------------------
 

@@ -63,6 +63,10 @@ def load(
         seconds=header["seconds"],
         _engine=engine,
         num_invalid=header.get("num_invalid", 0),
+        # Files from before it was noticed do not say.
+        has_noisy_likelihood=header.get(
+            "has_noisy_likelihood", engine.problem.minibatches.are_noisy
+        ),
     )
 
 

@@ -58,6 +58,7 @@ def save(result: EPIResult, path: Path) -> None:
         "best": result.best,
         "gradient": result.gradient._asdict(),
         "is_noisy": result.is_noisy,
+        "has_noisy_likelihood": result.has_noisy_likelihood,
         "num_simulations": result.num_simulations,
         "num_invalid": result.num_invalid,
         "seconds": result.seconds,

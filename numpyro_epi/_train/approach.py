@@ -63,12 +63,15 @@ class Approach:
         if self.options.warm_start is False or self.options.schedule is not None:
             return False
         is_possible = (
-            self.engine.guide.has_fast_density and self.problem.can_sample_prior
+            self.engine.guide.has_fast_density
+            and self.problem.can_sample_prior
+            and self.simulations.has_weights
         )
         if self.options.warm_start is True and not is_possible:
             raise ValueError(
-                "`warm_start=True` needs a guide with a fast density and latents with "
-                f"proper priors, which {self.engine.guide.name} on this model has not. "
+                "`warm_start=True` needs a guide with a fast density, latents with "
+                "proper priors and a log likelihood without large noise, which "
+                f"{self.engine.guide.name} on this model has not. "
                 "Use `numpyro_epi.guides.AutoRealNVP`, or `warm_start='auto'`."
             )
         return is_possible
@@ -152,9 +155,10 @@ class Approach:
         complete = np.array([s.is_complete for s in starts])
         anchor = np.where(complete, self.options.anchor, 0.0)
         rate = WARM_RATE if self.problem.num_latents > 1 else 1.0
+        is_noisy = self.simulations.is_noisy or self.simulations.is_likelihood_noisy
         multipliers, pool, bounds = self.sampler.anchor(
             [(s.solution, s.distance) for s in starts],
-            self.simulations.simulate_many if self.simulations.is_noisy else None,
+            self.simulations.simulate_many if is_noisy else None,
         )
         if self.options.anchor == 0.0:
             pool = pool.empty  # no step shall pay for it
@@ -242,7 +246,9 @@ class Approach:
             self.simulations.next_keys()[0],
             requested=self.options.stat_gradient,
             can_score=self.engine.guide.has_fast_density,
-            can_replay=all(s is not None and s.is_complete for s in self.starts),
+            # Draws used again and again would be chosen by the luck of their noise.
+            can_replay=not self.simulations.is_likelihood_noisy
+            and all(s is not None and s.is_complete for s in self.starts),
             masks_invalid=self.options.on_invalid == "mask",
             leaves_out=self.options.leaves_out,
         )

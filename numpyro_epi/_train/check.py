@@ -16,6 +16,7 @@ from numpyro_epi._train.failures import exceeds, show_share
 from numpyro_epi._train.pilot import GradientHealth, choose_gradient
 from numpyro_epi._train.plan import Plan, plan
 from numpyro_epi._train.precision import check_latents, check_statistics
+from numpyro_epi._train.simulations import differs
 
 
 class EPICheck(NamedTuple):
@@ -35,6 +36,8 @@ class EPICheck(NamedTuple):
         num_draws: prior draws behind all this.
         plan: how many simulations a run makes, and how long it takes, roughly.
         advice: what a run would do about the failures, if there are any.
+        has_noisy_likelihood: whether the log likelihood differs, too.
+        notes: on its noise, in words.
     """
 
     table: ConstraintTable
@@ -50,6 +53,8 @@ class EPICheck(NamedTuple):
     num_draws: int
     plan: Plan
     advice: str
+    has_noisy_likelihood: bool = False
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         noisy = "noisy" if self.is_noisy else "deterministic"
@@ -60,6 +65,7 @@ class EPICheck(NamedTuple):
             show_share(round(self.invalid * self.num_draws), self.num_draws)
             + self.advice,
             str(self.plan),
+            *self.notes,
             f"gradient of statistics: {self.gradient.choice} ({self.gradient.reason})",
             f"{'statistic':24s} {'target':>22s} {'prior predictive':>22s} "
             f"{'range':>22s} {'P(below)':>9s}",
@@ -94,8 +100,7 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
     latents, _ = engine.problem.constrain(jnp.asarray(u[0]))
     check_latents(jax.tree.map(np.asarray, latents))
     kept = stats[good] if good.any() else np.full((1, stats.shape[1]), np.nan)
-    both = np.isfinite(first.stats) & np.isfinite(again.stats)
-    is_noisy = bool(((first.stats != again.stats) & both).any())
+    is_noisy = differs(first.stats, again.stats)
     gradient = choose_gradient(
         engine.problem,
         engine.pilot,
@@ -108,6 +113,9 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
         masks_invalid=engine.options.on_invalid == "mask",
         leaves_out=engine.options.leaves_out,
     )
+    noisy_likelihood = engine.problem.minibatches.are_noisy
+    noisy_likelihood |= differs(first.log_likelihood, again.log_likelihood)
+    notes = engine.problem.likelihood_noise.sentences() if noisy_likelihood else []
     return EPICheck(
         table=table,
         num_latents=engine.problem.num_latents,
@@ -122,6 +130,8 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
         num_draws=num,
         plan=plan(engine, gradient.choice, seconds, is_noisy=is_noisy),
         advice=_advice(engine.options.on_invalid, int((~good).sum()), num),
+        has_noisy_likelihood=noisy_likelihood,
+        notes=tuple(notes),
     )
 
 

@@ -227,8 +227,8 @@ def _distrust(look: PilotLook) -> str:
         return f"{look.non_finite:.1%} of the derivatives are not finite"
     if look.missed > MISSED_SHARE:
         return (
-            f"derivatives miss {look.missed:.0%} of the change of a statistic (z = "
-            f"{look.z_score:.0f}): it jumps"
+            f"derivatives miss {look.missed:.0%} of the change of a statistic, or of "
+            f"log L (z = {look.z_score:.0f}): it jumps"
         )
     if look.noise > MAX_NOISE_RATIO:
         return f"derivatives are {look.noise:.0f} times noisier than differences"

@@ -21,7 +21,16 @@ from numpyro_epi._coordinates import with_centre
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._sites import Latent, find_latents, trace_model
 from numpyro_epi._train.cost import Cost
+from numpyro_epi._train.dependence import depends_on_last
 from numpyro_epi._train.derivatives import Derivatives
+from numpyro_epi._train.likelihood_noise import DataSites, LikelihoodNoise, stack_of
+from numpyro_epi._train.minibatches import (
+    Elements,
+    Minibatches,
+    choose_elements,
+    first_elements,
+    run_with,
+)
 from numpyro_epi.handlers import collect, noise
 
 # Beyond this, float32 cannot tell a bounded latent from its bound.
@@ -58,7 +67,7 @@ class Problem:
         self.model = model
         self.args = args
         self.kwargs = kwargs
-        trace, properties, self.uses_random_keys = self._inspect(rng_key)
+        trace, properties, noisy = self._inspect(rng_key)
         self.sites: tuple[Latent, ...] = tuple(
             find_latents(noise(model), args, kwargs).values()
         )
@@ -80,8 +89,15 @@ class Problem:
         # Behind the cuts of circles; see `circles`.
         self.num_pilot_simulations = 0
         self.can_sample_prior = all(site.has_density for site in self.sites)
+        # Elements of a plate inside of a `scan` are drawn out of sight of handlers.
+        frames = {f.name for msg in trace.values() for f in stack_of(msg)}
+        self.uses_random_keys = noisy.is_noisy or bool(frames - trace.keys())
+        self._data_sites = DataSites.of(trace, noisy.subsampled)
+        self.minibatches = Minibatches.of(
+            noisy.subsampled, self._run, self.sample_prior
+        )
 
-    def _inspect(self, rng_key: jax.Array) -> tuple[dict, dict, bool]:
+    def _inspect(self, rng_key: jax.Array) -> tuple[dict, dict, noise]:
         """Trace the model abstractly: nothing is simulated."""
         found: dict[str, Any] = {}
 
@@ -91,7 +107,7 @@ class Problem:
             traced = numpyro_handlers.trace(numpyro_handlers.seed(collector, key))
             found["trace"] = traced.get_trace(*self.args, **self.kwargs)
             found["properties"] = collector.properties
-            found["is_noisy"] = noisy.is_noisy
+            found["noise"] = noisy
 
         jax.eval_shape(run, rng_key)
         trace, properties = found["trace"], found["properties"]
@@ -108,7 +124,7 @@ class Problem:
                     "not train. Make it a `numpyro.sample` site, or fix it with "
                     f"`numpyro.handlers.substitute(model, {{'{name}': value}})`."
                 )
-        return trace, properties, found["is_noisy"]
+        return trace, properties, found["noise"]
 
     def order_sites(self, names: list[str]) -> None:
         """Lay the sites out in u in the order in which a guide does."""
@@ -153,11 +169,24 @@ class Problem:
         return jnp.concatenate(parts, axis=-1)
 
     def simulate(self, u: jax.Array, rng_key: jax.Array) -> Simulation:
-        """Run the model once at u, shape (D,), with fresh simulation noise."""
+        """Run the model once at u, shape (D,), with fresh simulation noise.
+
+        Subsampled plates have all their elements where the model is the same with them.
+        """
+        return self._run_with(u, rng_key, self.minibatches.elements)
+
+    def simulate_step(self, u: jax.Array, rng_key: jax.Array) -> Simulation:
+        """The same for a gradient step, which may take minibatches."""
+        return self._run_with(u, rng_key, self.minibatches.step_elements)
+
+    def _run_with(self, u: jax.Array, rng_key: jax.Array, mode: str) -> Simulation:
+        plates = self.minibatches.plates
+        run = run_with(lambda rows: self._run(u, rng_key, rows), plates, mode)
+        return Simulation(*run)
+
+    def _run(self, u: jax.Array, rng_key: jax.Array, elements: Elements) -> Simulation:
         latents, log_det = self.constrain(u)
-        collector = collect(noise(self.model))
-        seeded = numpyro_handlers.seed(collector, rng_key)
-        log_probs, _ = compute_log_probs(seeded, self.args, self.kwargs, latents)
+        collector, log_probs = self._log_probs(latents, rng_key, elements)
         zero = jnp.zeros(())
         log_prior = sum((v for k, v in log_probs.items() if k in latents), zero)
         log_lik = sum((v for k, v in log_probs.items() if k not in latents), zero)
@@ -165,6 +194,28 @@ class Problem:
         return Simulation(
             log_prior + log_det, log_lik, jnp.concatenate(stats).astype(float)
         )
+
+    def _log_probs(
+        self, latents: dict, rng_key: jax.Array, elements: Elements
+    ) -> tuple[collect, dict[str, jax.Array]]:
+        """The properties of a run, and the log densities of its sites."""
+        collector = collect(noise(self.model))
+        seeded = numpyro_handlers.seed(choose_elements(collector, elements), rng_key)
+        return collector, compute_log_probs(seeded, self.args, self.kwargs, latents)[0]
+
+    @cached_property
+    def likelihood_noise(self) -> LikelihoodNoise:
+        """Sources of noise in the log likelihood; read off the model, nothing runs."""
+        minibatches = self.minibatches
+        # Fixed elements keep what else is random apart from the draw of a minibatch.
+        elements = first_elements(minibatches.plates) if minibatches.takes_all else {}
+
+        def terms(u: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+            latents, _ = self.constrain(u)
+            return self._log_probs(latents, key, elements)[1]
+
+        u, key = jnp.zeros(self.num_latents), random.key(0)
+        return self._data_sites.noise(depends_on_last(terms, u, key), minibatches)
 
     def log_prior(self, u: jax.Array) -> jax.Array:
         """Log density of the prior alone; the compiler drops the simulator.

@@ -239,6 +239,7 @@ class Runner:
             status=[v[0] for v in verdicts],
             messages=[v[1] for v in verdicts],
             is_noisy=simulations.is_noisy,
+            has_noisy_likelihood=simulations.has_noisy_likelihood,
             num_simulations=simulations.num_simulations,
             num_invalid=simulations.failures.num,
             seconds=time.perf_counter() - self.start,

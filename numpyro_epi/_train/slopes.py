@@ -27,11 +27,15 @@ def make_pilot(problem: Problem, has_var: np.ndarray) -> Callable:
     Returns:
         A function of (u of shape (n, D), step sizes (D,), direction indices (n,), keys
         (n,), uniforms in (-1, 1) (n,), targets), giving differences and derivatives,
-        both of shape (n, K).
+        both of shape (n, K), or (n, K + 1) with the log likelihood of data.
     """
 
     def stat(u: jax.Array, key: jax.Array, targets: Targets) -> jax.Array:
-        return deviations(problem.simulate(u, key).stats, targets, has_var)
+        sim = problem.simulate(u, key)
+        devs = deviations(sim.stats, targets, has_var)
+        if not problem.has_likelihood:
+            return devs
+        return jnp.append(devs, sim.log_likelihood)
 
     def one(steps, targets, draw):  # noqa: ANN001, ANN202
         u, direction, key, where = draw
@@ -52,7 +56,9 @@ def make_pilot(problem: Problem, has_var: np.ndarray) -> Callable:
     is_backward = problem.derivatives.forward is not None
     look = _backward if is_backward else _forward
     most = pilot_batch(
-        problem.cost, problem.table.num_statistics, is_backward=is_backward
+        problem.cost,
+        problem.table.num_statistics + problem.has_likelihood,
+        is_backward=is_backward,
     )
     return jax.jit(many)
 

@@ -145,7 +145,7 @@ class Objective:
         # Only the particles are laid out by hand; the rest is left to the compiler.
         self.mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
         self.has_var = problem.table.has_var
-        simulate = problem.simulate
+        simulate = problem.simulate_step
         if stat_gradient == "forward" and not self.uses_score:
             simulate = linearised(simulate, problem.num_latents)
         elif not self.uses_score:

@@ -15,6 +15,7 @@ from numpyro_epi._checks import as_key
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._math.dual import DualSolution, solve_dual, solve_noisy_dual
 from numpyro_epi._math.importance import systematic_resample
+from numpyro_epi._math.noisy import MAX_VARIANCE, log_weight_variance
 from numpyro_epi._math.psis import MAX_KHAT, pareto_smooth
 from numpyro_epi.diagnostics._mixture import MixtureDraws, draw_mixture
 from numpyro_epi.result import EPIResult
@@ -56,7 +57,8 @@ class WhatIf(NamedTuple):
         khat: Pareto shape of the new weights.
         ess: effective number of draws behind everything here.
         is_trusted: whether the constraints can be met on these draws, with `khat` at
-            most 0.7 and `ess` at least 100; if not, run `EPI` with the new targets.
+            most 0.7, `ess` at least 100 and little noise left in a noisy log
+            likelihood; if not, run `EPI` with the new targets.
     """
 
     objective: float
@@ -122,7 +124,7 @@ def shadow_price_diagnostic(
     Raises:
         TypeError: if `rng_key` is not a key.
         ValueError: if `num_samples` is below 100, or the constraints cannot be met on
-            the draws.
+            the draws, or the log likelihood is too noisy to weight them.
         NotImplementedError: if the guide has no density at given points.
     """
     table = result.table
@@ -169,7 +171,8 @@ def what_if(
     Raises:
         TypeError: if `rng_key` is not a key.
         ValueError: if a site is unknown, a target does not broadcast, or a variance is
-            not positive or is given for a site that has none.
+            not positive or is given for a site that has none, or the log likelihood is
+            too noisy to weight draws.
         NotImplementedError: if the guide has no density at given points.
     """
     rng_key = as_key(rng_key)
@@ -183,6 +186,10 @@ def what_if(
     offset = float(random.uniform(offset_key))
     rows = systematic_resample(new.weights, len(draws.u), offset)
     latents, _ = result._engine.problem.constrain(jnp.asarray(draws.u[rows]))
+    noise = 0.0
+    if result._is_likelihood_noisy:
+        variance = log_weight_variance(draws.averages(new_table), new.multipliers)
+        noise = float(new.weights @ variance)
     return WhatIf(
         new.log_normalizer,
         new.log_normalizer - old.log_normalizer,
@@ -190,7 +197,12 @@ def what_if(
         {name: np.asarray(value) for name, value in latents.items()},
         khat,
         new.ess,
-        bool(new.residual < 0.02 and khat <= MAX_KHAT and new.ess >= 100.0),
+        bool(
+            new.residual < 0.02
+            and khat <= MAX_KHAT
+            and new.ess >= 100.0
+            and noise <= MAX_VARIANCE
+        ),
     )
 
 
@@ -198,10 +210,11 @@ def _solve(
     draws: MixtureDraws, table: ConstraintTable, start: np.ndarray
 ) -> DualSolution:
     """The dual on a mixture; multipliers and log Z at the targets of `table`."""
-    devs, covariance = draws.deviations(table)
+    averages = draws.averages(table)
+    log_w, devs = draws.log_weights(averages), averages.deviations
     if len(draws.statistics) > 1:
-        return solve_noisy_dual(draws.log_weights, devs, covariance, start)
-    return solve_dual(draws.log_weights, devs, initial=start)
+        return solve_noisy_dual(log_w, devs, averages.covariance, start)
+    return solve_dual(log_w, devs, initial=start)
 
 
 def _multiplier_errors(
@@ -212,8 +225,8 @@ def _multiplier_errors(
     The sandwich `H^-1 G H^-1` of the covariance H of T, which is the dual's curvature,
     and the variance G of its gradient over weighted draws.
     """
-    devs, covariance = draws.deviations(table)
-    devs = devs + covariance @ solution.multipliers
+    averages = draws.averages(table)
+    devs = averages.deviations + averages.covariance @ solution.multipliers
     weights = solution.weights
     centred = devs - weights @ devs
     curvature = (centred * weights[:, None]).T @ centred
