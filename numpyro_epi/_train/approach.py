@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.dual import solve_dual
+from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._train.adaptive import MAX_MISFIT, AdaptiveSampler, Found
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
@@ -87,6 +88,13 @@ class Approach:
             for solution, distance in found
         ]
         return self._start_state(state, params, self.starts)
+
+    def law_draws(self, num: int) -> np.ndarray | None:
+        """Draws of the law (R, n, D) from the pools, if a warm start has arrived."""
+        if not any(start is not None and start.is_complete for start in self.starts):
+            return None
+        rows = [systematic_resample(s.weights, num, 0.5) for s, _ in self.found]
+        return np.stack([p.u[r] for p, r in zip(self.sampler.pools, rows, strict=True)])
 
     def catch_up(self, state: EPIState, ev: Evaluation) -> EPIState | None:
         """A warm start from the guide, where there was none from the prior.

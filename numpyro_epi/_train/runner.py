@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from numpyro_epi._train.agreement import NUM_DRAWS, Agreement
 from numpyro_epi._train.approach import Approach
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
@@ -187,19 +188,38 @@ class Runner:
         progress.show(record)
         return record
 
+    def _start(self, agreement: Agreement) -> EPIState:
+        """The state after a warm start, with targets that agree with each other."""
+        while True:
+            self.approach = Approach(self.engine, self.simulations)
+            keys = self.simulations.next_keys()
+            fresh = self.engine.init_state(keys, self.simulations.table.targets)
+            state = self.approach.warm_start(fresh)
+            if not agreement.must_start_over(self.approach.law_draws(NUM_DRAWS)):
+                return state
+
+    def _guide_draws(self, agreement: Agreement) -> np.ndarray | None:
+        """Draws of the guides, if there were none of the law."""
+        if agreement.is_settled:
+            return None
+        keys = self.simulations.keys
+        return self.engine.chunks.draws(self.state.params, keys, NUM_DRAWS)[0]
+
     def run(self) -> RunOutcome:
         """The whole run."""
-        simulations, approach = self.simulations, self.approach
+        simulations = self.simulations
         pilot_u = simulations.pilot()
-        state = self.engine.init_state(
-            simulations.next_keys(), simulations.table.targets
-        )
-        state = approach.warm_start(state)
-        gradient = approach.choose_gradient(state, pilot_u)
+        agreement = Agreement(self.engine, simulations)
+        state = self._start(agreement)
+        gradient = self.approach.choose_gradient(state, pilot_u)
         self.state = state
         ended = None
         with Progress(self.options) as progress:
-            self.state = approach.steer(state, gradient.choice)
+            self.state = self.approach.steer(state, gradient.choice)
+            while agreement.must_start_over(self._guide_draws(agreement)):
+                state = self._start(agreement)
+                self.state = self.approach.steer(state, gradient.choice)
+            agreement.warn()
             if self.options.schedule is not None:
                 ended = train_published(self, gradient.choice, progress)
             else:
@@ -216,7 +236,7 @@ class Runner:
                 state.average, is_decided=is_decided
             )
         ev, scores = self.final
-        duals = final_duals(simulations, approach.sampler, state, ev)
+        duals = final_duals(simulations, self.approach.sampler, state, ev)
         verdicts = [
             verdict(simulations, s) if ended is None else ended[r]
             for r, s in enumerate(scores)
@@ -228,7 +248,7 @@ class Runner:
             scores=scores,
             table=simulations.table,
             duals=duals,
-            warm_starts=approach.starts,
+            warm_starts=self.approach.starts,
             gradient=gradient,
             status=[v[0] for v in verdicts],
             messages=[v[1] for v in verdicts],

@@ -41,6 +41,7 @@ class Simulations:
         seen: range of the statistics so far.
         num_simulations: how many there were.
         is_noisy: whether statistics differ from one simulation to the next.
+        pilot_stats: statistics of the pilot that are finite, shape (n, S).
     """
 
     def __init__(self, engine: Engine, rng_key: jax.Array) -> None:
@@ -54,6 +55,7 @@ class Simulations:
         self.seen = SeenRange(self.table.num_statistics)
         self.num_simulations = 0
         self.is_noisy = False
+        self.pilot_stats = np.zeros((0, self.table.num_statistics))
 
     def next_keys(self) -> jax.Array:
         """Fresh keys, one for each restart."""
@@ -95,7 +97,8 @@ class Simulations:
         u = self.engine.chunks.prior_draws(self.next_keys(), num)
         sim = self.engine.chunks.simulate(u, self.next_keys())
         is_valid = self.note(u, sim.log_likelihood, sim.stats)
-        self.table = self.table.with_scale(sim.stats[is_valid])
+        self.pilot_stats = sim.stats[is_valid]
+        self.table = self.table.with_scale(self.pilot_stats)
         if self.problem.uses_random_keys:
             again = self.engine.chunks.simulate(u, self.next_keys())
             self.num_simulations += is_valid.size
