@@ -73,15 +73,26 @@ def disagreeing(
     return found
 
 
+def free_directions(
+    table: ConstraintTable, relations: Sequence[Relation]
+) -> np.ndarray:
+    """Multipliers that make a difference: an orthonormal basis, shape (K, K - r)."""
+    if not relations:
+        return np.eye(table.num_constraints)
+    slopes = np.stack([_slope(r, table, table) for r in relations])
+    slopes = slopes / np.linalg.norm(slopes, axis=1, keepdims=True)
+    _, sizes, directions = np.linalg.svd(slopes)
+    return directions[int((sizes > AGREED).sum()) :].T
+
+
 def smallest_multipliers(
     multipliers: np.ndarray, table: ConstraintTable, relations: Sequence[Relation]
 ) -> np.ndarray:
     """The smallest multipliers, in scaled units, that tilt every draw alike, (K,)."""
     if not relations:
         return multipliers
-    slopes = np.stack([_slope(r, table, table) for r in relations])
-    slopes = slopes / np.linalg.norm(slopes, axis=1, keepdims=True)
-    return multipliers - np.linalg.pinv(slopes) @ (slopes @ multipliers)
+    free = free_directions(table, relations)
+    return free @ (free.T @ multipliers)
 
 
 def _moved(table: ConstraintTable, x: np.ndarray) -> ConstraintTable:

@@ -160,6 +160,25 @@ class Agreement:
         is_valid = np.isfinite(sim.stats).all(axis=-1) & np.isfinite(sim.log_likelihood)
         return np.asarray(sim.stats[is_valid], np.float64)
 
+    def look_back(self, stats: np.ndarray) -> str | None:
+        """Why the draws at the end of a run cannot have the targets, if so.
+
+        For the published algorithm, before which there are no draws near the law.
+
+        Args:
+            stats: statistics of all draws, shape (R, n, S).
+        """
+        if self.is_settled and self.engine.options.schedule is None:
+            return None
+        new = stats[np.isfinite(stats).all(axis=-1)]
+        self.stats = np.concatenate([self.stats, np.asarray(new, np.float64)])
+        self.relations = self._find(len(new) or None)
+        agreed = nearest_targets(self.given, self.relations)
+        tolerance = self.engine.options.tolerance
+        if agreed is None or distance(self.given, agreed) <= tolerance:
+            return None
+        return str(contradiction(self.given, agreed, self.relations, len(self.stats)))
+
     def warn(self) -> None:
         """Say that the targets of the run are not those of the model."""
         table = self.simulations.table
@@ -183,8 +202,17 @@ def contradiction(
     agreed: ConstraintTable | None,
     relations: Sequence[Relation],
     num_simulations: int,
+    call: str = "numpyro_epi.handlers.retarget(model",
 ) -> ContradictoryTargetsError:
-    """The error for targets that disagree; `agreed` are the nearest that do not."""
+    """The error for targets that disagree; `agreed` are the nearest that do not.
+
+    Args:
+        given: targets.
+        agreed: the nearest that agree, or None.
+        relations: between the statistics.
+        num_simulations: in which they hold.
+        call: beginning of the call that takes other targets.
+    """
     message = f"{_disagreement(given, relations, num_simulations)} No law has them. "
     names = describe_relations(relations, given.statistic_labels)
     where = involved(given, relations)
@@ -192,8 +220,8 @@ def contradiction(
         message += "Leave one of these statistics or variances out."
         return ContradictoryTargetsError(message, names)
     message += (
-        f"Leave one of these statistics out, or {_way_out(agreed, where)}: the nearest "
-        f"targets that agree are {describe_targets(agreed, where)}."
+        f"Leave one of these statistics out, or {_way_out(agreed, where, call)}: the "
+        f"nearest targets that agree are {describe_targets(agreed, where)}."
     )
     return ContradictoryTargetsError(message, names, new_targets(agreed, where))
 
@@ -235,14 +263,18 @@ def _disagreement(
     )
 
 
-def _way_out(table: ConstraintTable, indices: Sequence[int]) -> str:
+def _way_out(
+    table: ConstraintTable,
+    indices: Sequence[int],
+    call: str = "numpyro_epi.handlers.retarget(model",
+) -> str:
     shown: Any = new_targets(table, indices)
     if len(indices) > MAX_LISTED:
-        shown = "..."
-    return f"use `numpyro_epi.handlers.retarget(model, {shown})`"
+        shown = "targets"
+    return f"use `{call}, {shown})`"
 
 
-def targets_in_words(table: ConstraintTable, stats: np.ndarray) -> list[str]:
+def relations_in_words(table: ConstraintTable, stats: np.ndarray) -> tuple[str, ...]:
     """What `EPI.check` says of relations in draws of the prior, (n, S)."""
     relations = confirmed_relations(stats, table.has_var)
     names = describe_relations(relations, table.statistic_labels)
@@ -257,4 +289,4 @@ def targets_in_words(table: ConstraintTable, stats: np.ndarray) -> list[str]:
         if agreed is not None:
             line += f"; the nearest that agree: {describe_targets(agreed, where)}"
         lines.append(line)
-    return lines
+    return tuple(lines)

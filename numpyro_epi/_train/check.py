@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._train.agreement import relations_in_words
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.pilot import GradientHealth, choose_gradient
 
@@ -28,6 +29,8 @@ class EPICheck(NamedTuple):
         is_noisy: whether statistics differ between simulations of the same latents.
         seconds_per_1000: wall-clock time of 1,000 simulations, compiled.
         gradient: how statistics would be differentiated near the prior, and why.
+        relations: statistics that say the same thing in all these simulations, and
+            whether the targets agree with that, in words.
     """
 
     table: ConstraintTable
@@ -40,6 +43,7 @@ class EPICheck(NamedTuple):
     is_noisy: bool
     seconds_per_1000: float
     gradient: GradientHealth
+    relations: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         noisy = "noisy" if self.is_noisy else "deterministic"
@@ -61,7 +65,7 @@ class EPICheck(NamedTuple):
                 f"{f'{self.prior_mean[i]:.4g} +- {self.prior_sd[i]:.3g}':>22s} "
                 f"{f'[{low:.4g}, {high:.4g}]':>22s} {self.prior_quantile[i]:9.3f}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.relations])
 
 
 def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPICheck:
@@ -100,4 +104,5 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
             can_replay=engine.options.warm_start is not False,
             masks_invalid=engine.options.on_invalid == "mask",
         ),
+        relations=relations_in_words(table, kept) if good.any() else (),
     )

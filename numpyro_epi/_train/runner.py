@@ -241,6 +241,9 @@ class Runner:
             verdict(simulations, s) if ended is None else ended[r]
             for r, s in enumerate(scores)
         ]
+        problem = agreement.look_back(ev.stats)
+        if problem is not None and not progress.interrupted:
+            verdicts = [(EPIStatus.UNREACHABLE, problem)] * self.num_restarts
         return RunOutcome(
             state=state,
             records=self.records,
