@@ -13,7 +13,7 @@ from numpyro_epi._math.dependence import ROUNDING, Relation
 # Size of a coefficient's effect, in that of the largest, that is rounding.
 NO_EFFECT = 1e-5
 # Digits that targets are printed with, beyond the size of their scale.
-DIGITS = 5
+DIGITS = 6
 
 
 def describe_relations(
