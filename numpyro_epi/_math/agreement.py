@@ -85,6 +85,11 @@ def free_directions(
     return directions[int((sizes > AGREED).sum()) :].T
 
 
+def own_shares(table: ConstraintTable, relations: Sequence[Relation]) -> np.ndarray:
+    """What each constraint has of its own, shape (K,): 1 / n of each of n copies."""
+    return (free_directions(table, relations) ** 2).sum(axis=1)
+
+
 def smallest_multipliers(
     multipliers: np.ndarray, table: ConstraintTable, relations: Sequence[Relation]
 ) -> np.ndarray:

@@ -25,6 +25,7 @@ from numpyro_epi._math.agreement import (
     disagreeing,
     distance,
     nearest_targets,
+    own_shares,
 )
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._math.dependence import (
@@ -106,7 +107,10 @@ class Agreement:
             simulations.table = agreed
 
     def _find(self, num_reference: int | None) -> list[Relation]:
-        return confirmed_relations(self.stats, self.given.has_var, num_reference)
+        """Relations in all draws so far, which also decide who shares steps."""
+        found = confirmed_relations(self.stats, self.given.has_var, num_reference)
+        self.simulations.shares = own_shares(self.given, found)
+        return found
 
     def must_start_over(self, u: np.ndarray | None) -> bool:
         """Look at draws near the law; whether the targets have to be others.

@@ -127,7 +127,7 @@ class Approach:
             self.starts[r] = WarmStart(
                 *found[r], num_rounds, self.simulations.seen.num_simulations
             )
-        fresh = self.engine.init_state(state.rng_key, self.simulations.table.targets)
+        fresh = self.simulations.init_state(state.rng_key)
         fresh = self._start_state(fresh, params, self.starts)
         _, scores = self.simulations.evaluate(
             fresh.params, self.options.num_evaluation // 4
@@ -230,7 +230,7 @@ class Approach:
 
     def _start_over(self, state: EPIState, is_misfit: np.ndarray) -> EPIState:
         """Untrained guides instead of some; what importance sampling found stays."""
-        fresh = self.engine.init_state(state.rng_key, self.simulations.table.targets)
+        fresh = self.simulations.init_state(state.rng_key)
         fresh, state = self.engine.align(fresh, state)
         kept = ("rng_key", "pool")
         return choose_restarts(is_misfit, fresh, state, keep=kept)

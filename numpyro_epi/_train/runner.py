@@ -82,7 +82,9 @@ class Runner:
             before = self.state
             record = self.run_epoch(stat_gradient, progress)
             is_lost = self._judge(record)
-            self.state = update_duals(self.state, self.records, self.options)
+            self.state = update_duals(
+                self.state, self.records, self.options, self.simulations.shares
+            )
             if is_lost.any() and num_retreats < MAX_RETREATS:
                 self.state = retreat(is_lost, before, self.state)
                 num_retreats += 1
@@ -193,7 +195,7 @@ class Runner:
         while True:
             self.approach = Approach(self.engine, self.simulations)
             keys = self.simulations.next_keys()
-            fresh = self.engine.init_state(keys, self.simulations.table.targets)
+            fresh = self.simulations.init_state(keys)
             state = self.approach.warm_start(fresh)
             if not agreement.must_start_over(self.approach.law_draws(NUM_DRAWS)):
                 return state
@@ -219,6 +221,7 @@ class Runner:
             while agreement.must_start_over(self._guide_draws(agreement)):
                 state = self._start(agreement)
                 self.state = self.approach.steer(state, gradient.choice)
+            self.state = self.state._replace(penalty=simulations.penalty)
             agreement.warn()
             if self.options.schedule is not None:
                 ended = train_published(self, gradient.choice, progress)

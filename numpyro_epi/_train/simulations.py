@@ -16,6 +16,7 @@ from numpyro_epi._train.chunks import Evaluation, split_keys
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import is_met, is_within
+from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import (
     InvalidStatisticError,
     SeenRange,
@@ -41,6 +42,7 @@ class Simulations:
         seen: range of the statistics so far.
         num_simulations: how many there were.
         is_noisy: whether statistics differ from one simulation to the next.
+        shares: of each constraint in a penalty that it has with its copies, shape (K,).
         pilot_stats: statistics of the pilot that are finite, shape (n, S).
     """
 
@@ -55,7 +57,21 @@ class Simulations:
         self.seen = SeenRange(self.table.num_statistics)
         self.num_simulations = 0
         self.is_noisy = False
+        self.shares = np.ones(self.table.num_constraints)
         self.pilot_stats = np.zeros((0, self.table.num_statistics))
+
+    def init_state(self, keys: jax.Array) -> EPIState:
+        """Untrained guides at the targets of the run, with shared penalties."""
+        state = self.engine.init_state(keys, self.table.targets)
+        return state._replace(penalty=self.penalty)
+
+    @property
+    def penalty(self) -> jax.Array:
+        """First penalty coefficients, shape (R, K)."""
+        shape = (self.num_restarts, self.shares.size)
+        return jnp.broadcast_to(
+            jnp.asarray(self.options.penalty * self.shares, float), shape
+        )
 
     def next_keys(self) -> jax.Array:
         """Fresh keys, one for each restart."""

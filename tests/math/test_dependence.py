@@ -17,6 +17,7 @@ from numpyro_epi._math.agreement import (
     distance,
     free_directions,
     nearest_targets,
+    own_shares,
     smallest_multipliers,
 )
 from numpyro_epi._math.constraints import ConstraintTable
@@ -255,6 +256,7 @@ def test_smallest_multipliers_share_and_change_no_tilt():
     devs = given.deviations(COPY)
     np.testing.assert_allclose(devs @ found, devs @ multipliers, atol=1e-2)
     assert free_directions(given, relations).shape == (4, 2)
+    np.testing.assert_allclose(own_shares(given, relations), 0.5, atol=1e-5)
     np.testing.assert_array_equal(
         smallest_multipliers(multipliers, given, []), multipliers
     )
