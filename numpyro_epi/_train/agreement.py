@@ -98,12 +98,13 @@ class Agreement:
         self.relations = self._find(None)
         self.num_starts = 0
         agreed = nearest_targets(self.given, self.relations)
-        is_whole = agreed is not None and distance(self.given, agreed) <= AGREED
         is_informed = bool((num_informative(self.stats) >= MIN_INFORMATIVE).all())
         # The published algorithm has no draws near the law before its first epoch.
         has_schedule = engine.options.schedule is not None
-        self.is_settled = (is_whole and is_informed) or has_schedule
-        if agreed is not None and not is_whole and not self.is_settled:
+        self.is_settled = (is_informed and not self.relations) or has_schedule
+        if self.is_settled or agreed is None:
+            return
+        if distance(self.given, agreed) > AGREED:
             simulations.table = agreed
 
     def _find(self, num_reference: int | None) -> list[Relation]:
