@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from numpyro_epi._math.convergence import adjusted_p_values
+from numpyro_epi._math.dependence import confirmed_relations
 from numpyro_epi._math.psis import MAX_KHAT
+from numpyro_epi._math.relation_text import describe_relations
 
 if TYPE_CHECKING:
     from numpyro_epi._math.constraints import ConstraintTable
@@ -25,6 +27,8 @@ MAX_MULTIPLIERS = 32
 # Share of a target variance that the mean alone leaves, below which that is said; and
 # the number of statistics of which it is said.
 WIDENED, MAX_WIDENED = 0.8, 3
+# Relations between statistics that are listed.
+MAX_RELATIONS = 5
 # Nats to the maximum beyond which a reader is warned: half of a law is 0.7.
 LARGE_GAP = 0.5
 
@@ -46,7 +50,8 @@ def summary(
     lines += ["", *_distribution(best)]
     if certificate is not None:
         lines += _certificate(certificate)
-    lines += [*_multipliers(best), *_widened(result.table, best)]
+    lines += [*_multipliers(best), *_shared(result.table, best)]
+    lines += _widened(result.table, best)
     if len(result.restarts) > 1:
         lines += ["", *_restarts(result)]
     if restarts is not None:
@@ -191,6 +196,22 @@ def _multipliers(best: "EPIRestart") -> list[str]:
         rows = zip(("mean", "variance"), values, strict=False)
         shown = "; ".join(f"{moment} {_numbers(row)}" for moment, row in rows)
         lines.append(f"    {_shorten(site, LABEL_WIDTH)}: {shown}")
+    return lines
+
+
+def _shared(table: "ConstraintTable", best: "EPIRestart") -> list[str]:
+    """A line for each relation between statistics, which share their multipliers."""
+    stats = table.flatten(best.draws.statistics)
+    relations = confirmed_relations(stats, table.has_var)
+    names = describe_relations(relations, table.statistic_labels)
+    lines = [f"  in all draws {name}" for name in names[:MAX_RELATIONS]]
+    if len(names) > MAX_RELATIONS:
+        lines.append(f"  ({len(names) - MAX_RELATIONS} more relations are not shown)")
+    if names:
+        lines.append(
+            "  Such statistics have no multipliers, nor prices, of their own: these "
+            "belong to their sum, and the smallest that give this law are shown."
+        )
     return lines
 
 

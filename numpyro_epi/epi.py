@@ -208,6 +208,10 @@ class EPI:
 
         Raises:
             InvalidStatisticError: if simulations fail, as `on_invalid` says.
+            ContradictoryTargetsError: if statistics depend on each other (a copy in
+                other units, shares of one, an indicator) and the targets say otherwise,
+                by more than `tolerance`. Below it the nearest targets that agree are
+                used instead, and a warning prints them.
             RuntimeError: if a solver of diffrax gives up and throws an error.
             ValueError: if the model has no emergent property or no latents, or latents
                 that no continuous guide can have, or the guide is of another model.

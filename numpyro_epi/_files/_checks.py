@@ -28,7 +28,7 @@ def pairs(listed: list) -> dict[str, tuple[int, ...]]:
 def check_model(
     path: Path, header: dict, table: ConstraintTable, engine: Engine
 ) -> None:
-    """Refuse a model or guide with other sites, shapes or targets."""
+    """Refuse a model or guide with other sites, shapes or targets than a table has."""
     problem = engine.problem
     if header["guide"] != engine.guide.name:
         raise ValueError(

@@ -6,6 +6,7 @@
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,12 @@ def load(
     header, arrays = _read(path)
     engine = _engine(header, model, guide, optim, args, kwargs)
     table = _table(header, arrays)
-    check_model(path, header, table, engine)
+    given = replace(
+        table,
+        mean=arrays.get("table/given_mean", table.mean),
+        var=arrays.get("table/given_var", table.var),
+    )
+    check_model(path, header, given, engine)
     state = _state(path, header, arrays, engine, table)
     restarts = tuple(
         _restart(r, words, header, arrays, engine, state)

@@ -41,6 +41,9 @@ def save(result: EPIResult, path: Path) -> None:
     table = result.table
     arrays |= {f"table/{name}": getattr(table, name) for name in ("mean", "var")}
     arrays["table/scale"] = table.scale
+    # The model's own targets, of which those of the run may be the nearest that agree.
+    given = engine.problem.table
+    arrays |= {f"table/given_{name}": getattr(given, name) for name in ("mean", "var")}
     header = {
         "format": FORMAT,
         "version": VERSION,

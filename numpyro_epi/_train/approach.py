@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.dual import solve_dual
+from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._train.adaptive import MAX_MISFIT, AdaptiveSampler, Found
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
@@ -91,6 +92,13 @@ class Approach:
         ]
         return self._start_state(state, params, self.starts)
 
+    def law_draws(self, num: int) -> np.ndarray | None:
+        """Draws of the law (R, n, D) from the pools, if a warm start has arrived."""
+        if not any(start is not None and start.is_complete for start in self.starts):
+            return None
+        rows = [systematic_resample(s.weights, num, 0.5) for s, _ in self.found]
+        return np.stack([p.u[r] for p, r in zip(self.sampler.pools, rows, strict=True)])
+
     def catch_up(self, state: EPIState, ev: Evaluation) -> EPIState | None:
         """A warm start from the guide, where there was none from the prior.
 
@@ -122,7 +130,7 @@ class Approach:
             self.starts[r] = WarmStart(
                 *found[r], num_rounds, self.simulations.seen.num_simulations
             )
-        fresh = self.engine.init_state(state.rng_key, self.simulations.table.targets)
+        fresh = self.simulations.init_state(state.rng_key)
         fresh = self._start_state(fresh, params, self.starts)
         _, scores = self.simulations.evaluate(
             fresh.params, self.options.num_evaluation // 4
@@ -226,7 +234,7 @@ class Approach:
 
     def _start_over(self, state: EPIState, is_misfit: np.ndarray) -> EPIState:
         """Untrained guides instead of some; what importance sampling found stays."""
-        fresh = self.engine.init_state(state.rng_key, self.simulations.table.targets)
+        fresh = self.simulations.init_state(state.rng_key)
         fresh, state = self.engine.align(fresh, state)
         kept = ("rng_key", "pool")
         return choose_restarts(is_misfit, fresh, state, keep=kept)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._train.agreement import relations_in_words
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.failures import exceeds, show_share
 from numpyro_epi._train.pilot import GradientHealth, choose_gradient
@@ -38,6 +39,8 @@ class EPICheck(NamedTuple):
         advice: what a run would do about the failures, if there are any.
         has_noisy_likelihood: whether the log likelihood differs, too.
         notes: on its noise, in words.
+        relations: statistics that say the same thing in all these simulations, and
+            whether the targets agree with that, in words.
     """
 
     table: ConstraintTable
@@ -55,6 +58,7 @@ class EPICheck(NamedTuple):
     advice: str
     has_noisy_likelihood: bool = False
     notes: tuple[str, ...] = ()
+    relations: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         noisy = "noisy" if self.is_noisy else "deterministic"
@@ -80,7 +84,7 @@ class EPICheck(NamedTuple):
                 f"{f'{self.prior_mean[i]:.4g} +- {self.prior_sd[i]:.3g}':>22s} "
                 f"{f'[{low:.4g}, {high:.4g}]':>22s} {self.prior_quantile[i]:9.3f}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.relations])
 
 
 def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPICheck:
@@ -132,6 +136,7 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
         advice=_advice(engine.options.on_invalid, int((~good).sum()), num),
         has_noisy_likelihood=noisy_likelihood,
         notes=tuple(notes),
+        relations=relations_in_words(table, kept) if good.any() else (),
     )
 
 

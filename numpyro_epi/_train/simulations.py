@@ -19,6 +19,7 @@ from numpyro_epi._train.failures import Failures
 from numpyro_epi._train.precision import check_latents, check_statistics
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import is_met, is_within
+from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import SeenRange
 from numpyro_epi._train.warm_start import Pool
 
@@ -53,6 +54,8 @@ class Simulations:
         num_repeats: simulations of each draw of a pool.
         has_weights: whether so many average over the noise of the log likelihood well
             enough for importance weights.
+        shares: of each constraint in a penalty that it has with its copies, shape (K,).
+        pilot_stats: statistics of the pilot that are finite, shape (n, S).
     """
 
     def __init__(self, engine: Engine, rng_key: jax.Array) -> None:
@@ -72,11 +75,26 @@ class Simulations:
         self.is_likelihood_noisy = False
         self.num_repeats = 1
         self.has_weights = True
+        self.shares = np.ones(self.table.num_constraints)
+        self.pilot_stats = np.zeros((0, self.table.num_statistics))
 
     @property
     def has_noisy_likelihood(self) -> bool:
         """Whether the log likelihood of the model, as it is written, is noisy."""
         return self.is_likelihood_noisy or self.problem.minibatches.are_noisy
+
+    def init_state(self, keys: jax.Array) -> EPIState:
+        """Untrained guides at the targets of the run, with shared penalties."""
+        state = self.engine.init_state(keys, self.table.targets)
+        return state._replace(penalty=self.penalty)
+
+    @property
+    def penalty(self) -> jax.Array:
+        """First penalty coefficients, shape (R, K)."""
+        shape = (self.num_restarts, self.shares.size)
+        return jnp.broadcast_to(
+            jnp.asarray(self.options.penalty * self.shares, float), shape
+        )
 
     def next_keys(self) -> jax.Array:
         """Fresh keys, one for each restart."""
@@ -111,7 +129,8 @@ class Simulations:
         u = self.engine.chunks.prior_draws(self.next_keys(), num)
         sim = self.engine.chunks.simulate(u, self.next_keys())
         is_valid = self.note(u, sim.log_likelihood, sim.stats)
-        self.table = self.table.with_scale(sim.stats[is_valid])
+        self.pilot_stats = sim.stats[is_valid]
+        self.table = self.table.with_scale(self.pilot_stats)
         self.check_precision(u)
         self.log_likelihood_dtype = sim.log_likelihood.dtype
         devs = np.abs(self.deviations(sim.stats))[is_valid]
