@@ -97,6 +97,20 @@ class GuideFunctions:
             for k, v in params.items()
         }
 
+    def step_sizes(self, params: Params) -> Params:
+        """The number that makes a weight of each parameter; one in other guides.
+
+        See `AutoFlow.step_sizes`. Arrays of its shape, so that they travel with it.
+        """
+        sizes = jax.tree.map(lambda _: 1.0, params)
+        if hasattr(self.guide, "step_sizes"):
+            sizes |= self.guide.step_sizes(params)
+        return jax.tree.map(
+            lambda x, size: jnp.broadcast_to(jnp.asarray(size, x.dtype), x.shape),
+            params,
+            sizes,
+        )
+
     @property
     def components(self) -> Any:
         """What finds and sets components of the base of a flow; None of other guides.

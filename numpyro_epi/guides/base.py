@@ -40,6 +40,7 @@ from ._mixing import init_mixing
 from ._mixture import MixtureBase
 from ._prior import Base, make_base
 from ._stack import CouplingStack, stack_layers
+from ._steps import divided, step_sizes, times
 
 # Layers by default, and from so many latent coordinates on.
 NUM_FLOWS, DEEP_FLOWS, DEEP_LATENTS = 8, 12, 8
@@ -208,10 +209,29 @@ class AutoFlow(AutoContinuous):
     def _init_flow(self, rng_key: jax.Array) -> dict[str, list]:
         """Parameters of all layers: linear maps, and networks of the couplings."""
         mixings = [init_mixing(self.latent_dim)] * self._num_layers
-        return {
+        weights = {
             "mixings": stack_layers(mixings) if self.mixing else [],
             "networks": stack_layers(self._init_networks(rng_key)),
         }
+        return divided(weights, self._steps(weights))
+
+    def _steps(self, flow: dict[str, Any]) -> dict[str, Any]:
+        return step_sizes(flow, self._get_function().steps, self._num_layers)
+
+    def step_sizes(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The factor between each parameter of the flow and the weight it stands for.
+
+        It keeps the steps of an optimiser small that moves each parameter as far as any
+        other. `EPI`, whose gradients are of a thousand draws, steps in the weights.
+
+        Args:
+            params: Of the guide, or of more.
+        """
+        return {self._param: self._steps(params[self._param])}
+
+    @property
+    def _param(self) -> str:
+        return f"{self.prefix}_flow$params"
 
     @property
     def mixing(self) -> bool:
@@ -243,8 +263,8 @@ class AutoFlow(AutoContinuous):
         return partitions(self.latent_dim, self._num_layers)
 
     def _get_posterior(self) -> FlowDistribution:
-        name = f"{self.prefix}_flow$params"
-        flow = numpyro.param(name, self._init_flow)
+        flow = numpyro.param(self._param, self._init_flow)
+        flow = times(flow, self._steps(flow))
         stack = CouplingStack(
             flow["networks"],
             flow["mixings"],
@@ -262,7 +282,7 @@ class AutoFlow(AutoContinuous):
     def components(self) -> BaseComponents:
         """Those of its base, for a law in several pieces; once it met its model."""
         return BaseComponents(
-            f"{self.prefix}_flow$params",
+            self._param,
             self.latent_dim,
             self.multimodal,
             lambda u: (u - self._base.loc) / self._base.scale,
