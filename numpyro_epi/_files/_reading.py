@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_epi._files._checks import check_density, check_model, check_same, pairs
+from numpyro_epi._files._checks import (
+    check_arguments,
+    check_density,
+    check_model,
+    check_same,
+    pairs,
+)
 from numpyro_epi._files._format import (
     FORMAT,
     NUMBERS,
@@ -25,6 +31,7 @@ from numpyro_epi._files._format import (
 )
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
+from numpyro_epi._train.arguments import Arguments, private
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
@@ -41,6 +48,7 @@ def load(
 ) -> EPIResult:
     """Read a result; see `EPIResult.load`."""
     header, arrays = _read(path)
+    check_arguments(path, header, Arguments(model, args, kwargs))
     engine = _engine(header, model, guide, optim, args, kwargs)
     table = _table(header, arrays)
     check_model(path, header, table, engine)
@@ -122,7 +130,7 @@ def _engine(
         )
     # Nothing of the run depends on this key: parameters come from the file.
     rng_key = jax.random.key(0)
-    problem = Problem(model, args, kwargs, rng_key)
+    problem = Problem(model, *private((args, kwargs)), rng_key)
     functions = GuideFunctions(guide, problem, rng_key)
     return Engine(problem, functions, Options(**packed), optimiser)
 

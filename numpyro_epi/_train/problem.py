@@ -18,9 +18,10 @@ from numpyro import handlers as numpyro_handlers
 from numpyro.infer.util import compute_log_probs
 
 from numpyro_epi._math.constraints import ConstraintTable
-from numpyro_epi._sites import Latent, find_latents, trace_model
+from numpyro_epi._sites import Latent, draw_improper, find_latents, trace_model
 from numpyro_epi._train.cost import Cost
 from numpyro_epi._train.derivatives import Derivatives
+from numpyro_epi._train.params import check_untrained, untrained
 from numpyro_epi.handlers import collect, noise
 
 # Beyond this, float32 cannot tell a bounded latent from its bound.
@@ -57,7 +58,7 @@ class Problem:
         self.model = model
         self.args = args
         self.kwargs = kwargs
-        trace, properties, self.uses_random_keys = self._inspect(rng_key)
+        trace, properties, parameters = self._inspect(rng_key)
         self.sites: tuple[Latent, ...] = tuple(
             find_latents(noise(model), args, kwargs).values()
         )
@@ -74,18 +75,22 @@ class Problem:
         )
         self.num_latents = sum(site.num_coordinates for site in self.sites)
         self.can_sample_prior = all(site.has_density for site in self.sites)
+        check_untrained(self, parameters)
 
-    def _inspect(self, rng_key: jax.Array) -> tuple[dict, dict, bool]:
+    def _inspect(self, rng_key: jax.Array) -> tuple[dict, dict, dict]:
         """Trace the model abstractly: nothing is simulated."""
         found: dict[str, Any] = {}
 
         def run(key: jax.Array) -> None:
-            noisy, collector = noise(self.model), None
+            parameters = untrained(self.model)
+            noisy = noise(parameters)
             collector = collect(noisy)
-            traced = numpyro_handlers.trace(numpyro_handlers.seed(collector, key))
+            seeded = draw_improper(numpyro_handlers.seed(collector, key))
+            traced = numpyro_handlers.trace(seeded)
             found["trace"] = traced.get_trace(*self.args, **self.kwargs)
             found["properties"] = collector.properties
-            found["is_noisy"] = noisy.is_noisy
+            found["parameters"] = parameters.messages
+            self.uses_random_keys = noisy.is_noisy
 
         jax.eval_shape(run, rng_key)
         trace, properties = found["trace"], found["properties"]
@@ -95,14 +100,7 @@ class Problem:
                 "`numpyro_epi.emergent_property(stat, mean=..., var=...)` to it, or "
                 "use `numpyro.infer.SVI`."
             )
-        for name, site in trace.items():
-            if site["type"] in ("param", "mutable"):
-                raise ValueError(
-                    f"The model has a `{site['type']}` site `{name}`, which EPI does "
-                    "not train. Make it a `numpyro.sample` site, or fix it with "
-                    f"`numpyro.handlers.substitute(model, {{'{name}': value}})`."
-                )
-        return trace, properties, found["is_noisy"]
+        return trace, properties, found["parameters"]
 
     def order_sites(self, names: list[str]) -> None:
         """Lay the sites out in u in the order in which a guide does."""
