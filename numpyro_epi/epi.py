@@ -140,7 +140,8 @@ class EPI:
         check_outside(self.model)
         if self._last is not None and arguments == last:
             return self._last[1]
-        problem = Problem(self.model, *private((args, kwargs)), rng_key)
+        args, kwargs = private((args, kwargs))
+        problem = Problem(self.model, args, kwargs, rng_key)
         guide = GuideFunctions(self.guide, problem, rng_key)
         engine = Engine(problem, guide, self.options, self.optim)
         self._last = arguments, engine

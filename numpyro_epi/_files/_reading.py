@@ -130,7 +130,8 @@ def _engine(
         )
     # Nothing of the run depends on this key: parameters come from the file.
     rng_key = jax.random.key(0)
-    problem = Problem(model, *private((args, kwargs)), rng_key)
+    args, kwargs = private((args, kwargs))
+    problem = Problem(model, args, kwargs, rng_key)
     functions = GuideFunctions(guide, problem, rng_key)
     return Engine(problem, functions, Options(**packed), optimiser)
 

@@ -62,13 +62,12 @@ class Approach:
         """Whether to try one."""
         if self.options.warm_start is False or self.options.schedule is not None:
             return False
-        is_possible = (
-            self.engine.guide.has_fast_density and self.problem.can_sample_prior
-        )
+        is_possible = self.engine.guide.has_fast_density and self.problem.can_start
         if self.options.warm_start is True and not is_possible:
             raise ValueError(
-                "`warm_start=True` needs a guide with a fast density and latents with "
-                f"proper priors, which {self.engine.guide.name} on this model has not. "
+                "`warm_start=True` needs a guide with a fast density and latents whose "
+                "priors are not masked or scaled, which "
+                f"{self.engine.guide.name} on this model has not. "
                 "Use `numpyro_epi.guides.AutoRealNVP`, or `warm_start='auto'`."
             )
         return is_possible

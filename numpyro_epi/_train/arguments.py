@@ -69,7 +69,7 @@ class Arguments:
         last: "Arguments | None" = None,
     ) -> None:
         self.objects: list[Any] = []
-        self._known = {} if last is None else last._known
+        self._known: dict[int, tuple[Any, str]] = {} if last is None else last._known
         self._seen: dict[int, tuple[Any, str]] = {}
         self.by_name = {
             name: Argument(self._digest(value), shown(value), is_given)

@@ -28,6 +28,8 @@ class EPICheck(NamedTuple):
         is_noisy: whether statistics differ between simulations of the same latents.
         seconds_per_1000: wall-clock time of 1,000 simulations, compiled.
         gradient: how statistics would be differentiated near the prior, and why.
+        improper: sites whose prior has no draws. Then "prior" is, in all fields, a wide
+            Gaussian about the law of model and data.
     """
 
     table: ConstraintTable
@@ -40,6 +42,7 @@ class EPICheck(NamedTuple):
     is_noisy: bool
     seconds_per_1000: float
     gradient: GradientHealth
+    improper: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         noisy = "noisy" if self.is_noisy else "deterministic"
@@ -48,6 +51,7 @@ class EPICheck(NamedTuple):
             f"constraints, {noisy} statistics, {self.invalid:.1%} invalid, "
             f"{self.seconds_per_1000:.3g} s per 1,000 simulations",
             f"gradient of statistics: {self.gradient.choice} ({self.gradient.reason})",
+            *self._on_improper(),
             f"{'statistic':24s} {'target':>22s} {'prior predictive':>22s} "
             f"{'range':>22s} {'P(below)':>9s}",
         ]
@@ -62,6 +66,11 @@ class EPICheck(NamedTuple):
                 f"{f'[{low:.4g}, {high:.4g}]':>22s} {self.prior_quantile[i]:9.3f}"
             )
         return "\n".join(lines)
+
+    def _on_improper(self) -> list[str]:
+        names = ", ".join(f"`{name}`" for name in self.improper)
+        text = f"the prior of {names} has no draws: a wide Gaussian stands in for it"
+        return [text] if names else []
 
 
 def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPICheck:
@@ -100,4 +109,5 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
             can_replay=engine.options.warm_start is not False,
             masks_invalid=engine.options.on_invalid == "mask",
         ),
+        improper=engine.problem.improper,
     )

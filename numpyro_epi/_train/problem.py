@@ -13,15 +13,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import random
 from numpyro import handlers as numpyro_handlers
 from numpyro.infer.util import compute_log_probs
 
 from numpyro_epi._math.constraints import ConstraintTable
-from numpyro_epi._sites import Latent, draw_improper, find_latents, trace_model
+from numpyro_epi._sites import (
+    Latent,
+    draw_improper,
+    find_latents,
+    is_improper,
+    trace_model,
+)
 from numpyro_epi._train.cost import Cost
 from numpyro_epi._train.derivatives import Derivatives
+from numpyro_epi._train.improper import find_start
 from numpyro_epi._train.params import check_untrained, untrained
+from numpyro_epi._train.start import Start
 from numpyro_epi.handlers import collect, noise
 
 # Beyond this, float32 cannot tell a bounded latent from its bound.
@@ -76,6 +85,9 @@ class Problem:
         self.num_latents = sum(site.num_coordinates for site in self.sites)
         self.can_sample_prior = all(site.has_density for site in self.sites)
         check_untrained(self, parameters)
+        self.improper = tuple(s.name for s in self.sites if is_improper(s.prior))
+        self.start: Start | None = None
+        self.start = find_start(self) if self.improper else None
 
     def _inspect(self, rng_key: jax.Array) -> tuple[dict, dict, dict]:
         """Trace the model abstractly: nothing is simulated."""
@@ -105,6 +117,11 @@ class Problem:
     def order_sites(self, names: list[str]) -> None:
         """Lay the sites out in u in the order in which a guide does."""
         by_name = {site.name: site for site in self.sites}
+        if self.start is not None:
+            flat = jnp.arange(self.num_latents)
+            columns = {k: np.ravel(v) for k, v in self.unpack(flat).items()}
+            order = np.concatenate([columns[name] for name in names])
+            self.start = self.start.ordered(list(order))
         self.sites = tuple(by_name[name] for name in names)
 
     def unpack(self, u: jax.Array) -> dict[str, jax.Array]:
@@ -151,6 +168,17 @@ class Problem:
             log_prior + log_det, log_lik, jnp.concatenate(stats).astype(float)
         )
 
+    @property
+    def can_start(self) -> bool:
+        """Whether draws of `sample_prior` have a density that is known."""
+        return self.can_sample_prior or all(
+            site.has_density or site.name in self.improper for site in self.sites
+        )
+
+    def log_start(self, u: np.ndarray, log_prior: np.ndarray) -> np.ndarray:
+        """Log density of draws u of `sample_prior`, whose prior has `log_prior`."""
+        return log_prior if self.start is None else self.start.log_prob(u)
+
     def log_prior(self, u: jax.Array) -> jax.Array:
         """Log density of the prior alone; the compiler drops the simulator.
 
@@ -181,8 +209,10 @@ class Problem:
     def sample_prior(self, rng_key: jax.Array) -> jax.Array:
         """One draw u from the prior, shape (D,); the compiler drops the simulator.
 
-        Sites without a proper prior are drawn uniformly near zero in u.
+        Where a site has no proper prior, it is one from `start` instead.
         """
+        if self.start is not None:
+            return self.start.sample(rng_key)
         trace = trace_model(noise(self.model), rng_key, self.args, self.kwargs)
         u = self.unconstrain({s.name: trace[s.name]["value"] for s in self.sites})
         # A draw that rounds to the edge of its support has an infinite coordinate.
