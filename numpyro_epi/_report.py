@@ -47,7 +47,7 @@ def summary(
     best = result.restarts[result.best]
     lines = [f"Emergent property inference: {result.status}", f"  {result.message}", ""]
     lines += _constraints(result, best)
-    lines += ["", *_distribution(best)]
+    lines += ["", *_distribution(best, result._engine.problem.improper)]
     if certificate is not None:
         lines += _certificate(certificate)
     lines += [*_multipliers(best), *_shared(result.table, best)]
@@ -129,15 +129,11 @@ def _signed(value: float) -> str:
 # -- the distribution -----------------------------------------------------------------
 
 
-def _distribution(best: "EPIRestart") -> list[str]:
+def _distribution(best: "EPIRestart", improper: tuple[str, ...]) -> list[str]:
     """Entropy, divergence and their like."""
     lines = [
         _entry("entropy of the distribution", f"{best.entropy:10.3f} nats"),
-        _entry(
-            "KL from the prior",
-            f"{best.divergence:10.3f} nats  (leaves {np.exp(-best.divergence):.2g} of "
-            "the prior)",
-        ),
+        _divergence(best, improper),
     ]
     if np.any(best.draws.log_likelihood):
         text = f"{best.log_likelihood:10.3f} nats"
@@ -166,6 +162,18 @@ def _distribution(best: "EPIRestart") -> list[str]:
         text = f"{skipped.mean():10.2%}"
         lines.append(_entry("steps skipped, gradient not finite", text))
     return lines
+
+
+def _divergence(best: "EPIRestart", improper: tuple[str, ...]) -> str:
+    """KL from the prior, or what it is if the prior is no distribution."""
+    if improper:
+        names = ", ".join(f"`{name}`" for name in improper)
+        text = (
+            f"{best.divergence:10.3f} nats  (no KL: the prior of {names} is improper)"
+        )
+        return _entry("E[log density - log prior]", text)
+    share = f"leaves {np.exp(-best.divergence):.2g} of the prior"
+    return _entry("KL from the prior", f"{best.divergence:10.3f} nats  ({share})")
 
 
 def _certificate(found: "DualityGap") -> list[str]:

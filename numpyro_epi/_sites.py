@@ -205,6 +205,20 @@ def trace_model(
         return handlers.trace(drawn).get_trace(*args, **kwargs)
 
 
+def draw_improper(model: Model) -> Model:
+    """A model whose priors without draws draw uniformly in unconstrained coordinates.
+
+    To be put around the handler that supplies keys.
+    """
+
+    def draw(msg: Message) -> Any:
+        return (
+            init_to_uniform(msg) if is_latent(msg) and is_improper(msg["fn"]) else None
+        )
+
+    return handlers.substitute(model, substitute_fn=draw)
+
+
 def sample_unconstrained(
     model: Model,
     latents: Mapping[str, Latent],

@@ -7,17 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax import random
 
 from numpyro_epi._assemble import assemble
 from numpyro_epi._checks import as_key
+from numpyro_epi._train.arguments import Arguments, private
 from numpyro_epi._train.check import EPICheck, check_problem
 from numpyro_epi._train.circles import cut_circles
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
 from numpyro_epi._train.options import Options
+from numpyro_epi._train.outside import check_outside
 from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.runner import Runner
 from numpyro_epi._train.simulations import Simulations
@@ -135,18 +136,22 @@ class EPI:
                 "`optim` is not used with `schedule`, whose Adam is part of the "
                 "algorithm. Pass one of them."
             )
-        self._last: tuple[tuple, dict, Engine] | None = None
+        self._last: tuple[Arguments, Engine] | None = None
 
     def _engine(self, rng_key: jax.Array, args: tuple, kwargs: dict) -> Engine:
         """Compiled functions for these model arguments; kept for the next call."""
-        if self._last is not None and _are_same(self._last[:2], (args, kwargs)):
-            return self._last[2]
+        last = None if self._last is None else self._last[0]
+        arguments = Arguments(self.model, args, kwargs, last)
+        check_outside(self.model)
+        if self._last is not None and arguments == last:
+            return self._last[1]
+        args, kwargs = private((args, kwargs))
         with plain_solver_errors():
             problem = Problem(self.model, args, kwargs, rng_key)
             cut_circles(problem, self.guide, self.options)
             guide = GuideFunctions(self.guide, problem, rng_key)
             engine = Engine(problem, guide, self.options, self.optim)
-        self._last = args, kwargs, engine
+        self._last = arguments, engine
         return engine
 
     def init(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPIState:
@@ -237,19 +242,3 @@ class EPI:
         engine = self._engine(rng_key, args, kwargs)
         with plain_solver_errors():
             return check_problem(engine, rng_key)
-
-
-def _are_same(first: Any, second: Any) -> bool:
-    """Whether two sets of model arguments are the same objects or equal numbers."""
-    leaves, tree = jax.tree.flatten(first)
-    others, other_tree = jax.tree.flatten(second)
-    if str(tree) != str(other_tree):
-        return False
-    return all(a is b or _are_equal(a, b) for a, b in zip(leaves, others, strict=True))
-
-
-def _are_equal(a: Any, b: Any) -> bool:
-    plain = (bool, int, float, str, np.ndarray)
-    if not (isinstance(a, plain) and type(a) is type(b)):
-        return False
-    return bool(np.array_equal(a, b))

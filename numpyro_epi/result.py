@@ -146,7 +146,11 @@ class EPIResult:
 
     @property
     def divergence(self) -> float:
-        """KL(q || p0) in nats: what the property costs."""
+        """KL(q || p0) in nats: what property and data cost.
+
+        Where a prior is improper (`ImproperUniform`), there is no KL: it is
+        E[log q - log p0] with a p0 whose scale is arbitrary, and may be negative.
+        """
         return self._best.divergence
 
     @property
@@ -300,10 +304,15 @@ class EPIResult:
     def __repr__(self) -> str:
         return (
             f"EPIResult({self.status}, entropy={self.entropy:.3f} nats, "
-            f"KL from prior={self.divergence:.3f} nats, "
+            f"{self._divergence_name}={self.divergence:.3f} nats, "
             f"worst violation={np.abs(self._best.violation).max():.3f} of "
             f"{self.tolerance:g}, restarts={len(self.restarts)})"
         )
+
+    @property
+    def _divergence_name(self) -> str:
+        is_improper = bool(self._engine.problem.improper)
+        return "E[log q - log prior]" if is_improper else "KL from prior"
 
     def save(self, path: str | Path) -> None:
         """Write an `.npz` file of plain arrays, with a format version, without pickle.

@@ -243,16 +243,36 @@ def other_latents():
     epi.emergent_property(a.sum(), mean=0.5, var=0.25, name="total")
 
 
+def other(**changes):
+    """The model of the run, with other values in it than the arguments of the run."""
+
+    def model(shift=0.0, *, limit=2.0, name="rows", target=1.0):
+        given = {"shift": shift, "limit": limit, "name": name, "target": target}
+        trained().model(**(given | changes))
+
+    return model
+
+
 def guide(**options):
     return partial(GUIDE, **options)
 
 
 MISMATCHES = {
     "shape of a latent": ({"model": other_latents}, r"latents .*: \(2,\) at `a`"),
-    "name of a statistic": ({"name": "x"}, r"statistics .*: \(2, 2\) at `rows`, got n"),
-    "target": ({"target": 1.5}, r"mean = 1 of `rows\[0, 0\]`, got 1.5"),
-    "support": ({"limit": 2.5}, "Expected the prior of the model"),
-    "prior": ({"shift": 1.0}, "Expected the prior of the model"),
+    "name of a statistic": (
+        {"model": other(name="x")},
+        r"statistics .*: \(2, 2\) at `rows`, got n",
+    ),
+    "target": (
+        {"model": other(target=1.5)},
+        r"mean = 1 of `rows\[0, 0\]`, got 1.5",
+    ),
+    "support": ({"model": other(limit=2.5)}, "Expected the prior of the model"),
+    "prior": ({"model": other(shift=1.0)}, "Expected the prior of the model"),
+    "argument": (
+        {"shift": 1.0},
+        "arguments of `.*`, 0.0 as `shift`, got 1.0. Pass those of the run as `model_a",
+    ),
     "guide": (
         {"guide": epi.guides.AutoNeuralSpline},
         "AutoRealNVP, as `guide`, got AutoNeuralSpline",

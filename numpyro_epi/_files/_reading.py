@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_epi._files._checks import check_density, check_model, check_same, pairs
+from numpyro_epi._files._checks import (
+    check_arguments,
+    check_density,
+    check_model,
+    check_same,
+    pairs,
+)
 from numpyro_epi._files._format import (
     FORMAT,
     NUMBERS,
@@ -26,6 +32,7 @@ from numpyro_epi._files._format import (
 )
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
+from numpyro_epi._train.arguments import Arguments, private
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
@@ -42,6 +49,7 @@ def load(
 ) -> EPIResult:
     """Read a result; see `EPIResult.load`."""
     header, arrays = _read(path)
+    check_arguments(path, header, Arguments(model, args, kwargs))
     engine = _engine(header, model, guide, optim, args, kwargs)
     table = _table(header, arrays)
     given = replace(
@@ -133,6 +141,7 @@ def _engine(
         )
     # Nothing of the run depends on this key: parameters come from the file.
     rng_key = jax.random.key(0)
+    args, kwargs = private((args, kwargs))
     problem = Problem(model, args, kwargs, rng_key)
     # Files without centres are of a time when circles were cut at pi.
     centres = {s.name: 0.0 for s in problem.sites if s.centre is not None}

@@ -26,6 +26,7 @@ from numpyro_epi._files._format import (
     package_version,
 )
 from numpyro_epi._restart import EPIRestart
+from numpyro_epi._train.arguments import Arguments
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.state import EPIState
@@ -52,6 +53,7 @@ def save(result: EPIResult, path: Path) -> None:
         "guide": engine.guide.name,
         "has_own_optim": _has_own_optim(engine),
         "options": _pack_options(engine.options),
+        "arguments": _pack_arguments(engine),
         "latents": [[site.name, list(site.shape)] for site in engine.problem.sites],
         "centres": _centres(engine),
         "num_pilot_simulations": engine.problem.num_pilot_simulations,
@@ -103,6 +105,13 @@ def _pack_options(options: Options) -> dict[str, Any]:
     if options.schedule is not None:
         packed["schedule"] = asdict(options.schedule)
     return packed
+
+
+def _pack_arguments(engine: Engine) -> dict[str, list]:
+    """What the arguments of the model were: a digest and a word on each."""
+    problem = engine.problem
+    arguments = Arguments(problem.model, problem.args, problem.kwargs)
+    return {name: list(argument) for name, argument in arguments.by_name.items()}
 
 
 def _is_key(leaf: Any) -> bool:

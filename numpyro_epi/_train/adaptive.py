@@ -74,7 +74,8 @@ class AdaptiveSampler:
         new = self.simulate(self.engine.chunks.prior_draws(self.next_keys(), num))
         self.pools = [_row(new, r) for r in range(self.options.num_restarts)]
         for pool in self.pools:
-            pool.log_proposals.append(pool.log_prior)
+            log_start = self.engine.problem.log_start(pool.u, pool.log_prior)
+            pool.log_proposals.append(log_start)
             pool.counts.append(num)
         return self.solve([None] * len(self.pools))
 
@@ -153,7 +154,8 @@ class AdaptiveSampler:
 
         The density of every draw under every proposal is kept.
         """
-        rows = [new.log_prior] + [log_q(new.u) for log_q in self.proposals]
+        log_start = self.engine.problem.log_start(new.u, new.log_prior)
+        rows = [log_start] + [log_q(new.u) for log_q in self.proposals]
         old = np.stack([pool.u for pool in self.pools])
         both = np.concatenate([old, new.u], axis=1)
         last = [log_q(both) for log_q in proposals]

@@ -65,13 +65,14 @@ class Approach:
             return False
         is_possible = (
             self.engine.guide.has_fast_density
-            and self.problem.can_sample_prior
+            and self.problem.can_start
             and self.simulations.has_weights
         )
         if self.options.warm_start is True and not is_possible:
             raise ValueError(
-                "`warm_start=True` needs a guide with a fast density, latents with "
-                "proper priors and a log likelihood without large noise, which "
+                "`warm_start=True` needs a guide with a fast density, latents whose "
+                "priors are not masked or scaled and a log likelihood without large "
+                "noise, which "
                 f"{self.engine.guide.name} on this model has not. "
                 "Use `numpyro_epi.guides.AutoRealNVP`, or `warm_start='auto'`."
             )

@@ -41,6 +41,8 @@ class EPICheck(NamedTuple):
         notes: on its noise, in words.
         relations: statistics that say the same thing in all these simulations, and
             whether the targets agree with that, in words.
+        improper: sites whose prior has no draws. Then "prior" is, in all fields, a wide
+            Gaussian about the law of model and data.
     """
 
     table: ConstraintTable
@@ -59,6 +61,7 @@ class EPICheck(NamedTuple):
     has_noisy_likelihood: bool = False
     notes: tuple[str, ...] = ()
     relations: tuple[str, ...] = ()
+    improper: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         noisy = "noisy" if self.is_noisy else "deterministic"
@@ -71,6 +74,7 @@ class EPICheck(NamedTuple):
             str(self.plan),
             *self.notes,
             f"gradient of statistics: {self.gradient.choice} ({self.gradient.reason})",
+            *self._on_improper(),
             f"{'statistic':24s} {'target':>22s} {'prior predictive':>22s} "
             f"{'range':>22s} {'P(below)':>9s}",
         ]
@@ -85,6 +89,11 @@ class EPICheck(NamedTuple):
                 f"{f'[{low:.4g}, {high:.4g}]':>22s} {self.prior_quantile[i]:9.3f}"
             )
         return "\n".join([*lines, *self.relations])
+
+    def _on_improper(self) -> list[str]:
+        names = ", ".join(f"`{name}`" for name in self.improper)
+        text = f"the prior of {names} has no draws: a wide Gaussian stands in for it"
+        return [text] if names else []
 
 
 def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPICheck:
@@ -137,6 +146,7 @@ def check_problem(engine: Engine, rng_key: jax.Array, num: int = 2000) -> EPIChe
         has_noisy_likelihood=noisy_likelihood,
         notes=tuple(notes),
         relations=relations_in_words(table, kept) if good.any() else (),
+        improper=engine.problem.improper,
     )
 
 

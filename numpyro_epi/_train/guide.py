@@ -47,6 +47,10 @@ class GuideFunctions:
         self.guide = _as_instance(guide, problem)
         self.name = type(self.guide).__name__
         model_args = (problem.args, problem.kwargs)
+        if problem.start is not None and hasattr(self.guide, "start_at"):
+            scales = problem.unpack(jnp.asarray(problem.start.scale))
+            locs = problem.unpack(jnp.asarray(problem.start.loc))
+            self.guide.start_at({k: (locs[k], scales[k]) for k in problem.improper})
         if self.guide.prototype_trace is None:
             plain = self.guide.model
             # The guide takes over the coordinates of the problem.
@@ -58,6 +62,8 @@ class GuideFunctions:
                 self.guide.model = plain
         _check_sites(self.guide, problem)
         problem.order_sites(list(self.guide._init_locs))
+        if self.guide is not guide:
+            _begin_at(self.guide, problem)
         sites = self._param_sites(rng_key)
         self.transforms = {
             name: biject_to(site["kwargs"].get("constraint", constraints.real))
@@ -197,6 +203,17 @@ def _as_instance(guide: Any, problem: Problem) -> Any:
             f"{type(guide).__name__}. Use `numpyro_epi.guides.AutoRealNVP`."
         )
     return guide
+
+
+def _begin_at(guide: Any, problem: Problem) -> None:
+    """Let a guide of NumPyro that was made here begin where improper priors do."""
+    if problem.start is None:
+        return
+    locs = problem.unpack(jnp.asarray(problem.start.loc))
+    if isinstance(guide, autoguide.AutoNormal):
+        guide._init_locs = {k: locs[k] for k in guide._init_locs}
+    elif not hasattr(guide, "start_at"):
+        guide._init_latent = jnp.asarray(problem.start.loc)
 
 
 def _check_sites(guide: Any, problem: Problem) -> None:

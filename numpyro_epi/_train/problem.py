@@ -13,16 +13,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import random
 from numpyro import handlers as numpyro_handlers
 from numpyro.infer.util import compute_log_probs
 
 from numpyro_epi._coordinates import with_centre
 from numpyro_epi._math.constraints import ConstraintTable
-from numpyro_epi._sites import Latent, find_latents, trace_model
+from numpyro_epi._sites import (
+    Latent,
+    draw_improper,
+    find_latents,
+    is_improper,
+    trace_model,
+)
 from numpyro_epi._train.cost import Cost
 from numpyro_epi._train.dependence import depends_on_last
 from numpyro_epi._train.derivatives import Derivatives
+from numpyro_epi._train.improper import find_start
 from numpyro_epi._train.likelihood_noise import DataSites, LikelihoodNoise, stack_of
 from numpyro_epi._train.minibatches import (
     Elements,
@@ -31,6 +39,8 @@ from numpyro_epi._train.minibatches import (
     first_elements,
     run_with,
 )
+from numpyro_epi._train.params import check_untrained, untrained
+from numpyro_epi._train.start import Start
 from numpyro_epi.handlers import collect, noise
 
 # Beyond this, float32 cannot tell a bounded latent from its bound.
@@ -67,7 +77,7 @@ class Problem:
         self.model = model
         self.args = args
         self.kwargs = kwargs
-        trace, properties, noisy = self._inspect(rng_key)
+        trace, properties, noisy, parameters = self._inspect(rng_key)
         self.sites: tuple[Latent, ...] = tuple(
             find_latents(noise(model), args, kwargs).values()
         )
@@ -89,6 +99,8 @@ class Problem:
         # Behind the cuts of circles; see `circles`.
         self.num_pilot_simulations = 0
         self.can_sample_prior = all(site.has_density for site in self.sites)
+        self.improper = tuple(s.name for s in self.sites if is_improper(s.prior))
+        self.start: Start | None = None
         # Elements of a plate inside of a `scan` are drawn out of sight of handlers.
         frames = {f.name for msg in trace.values() for f in stack_of(msg)}
         self.uses_random_keys = noisy.is_noisy or bool(frames - trace.keys())
@@ -96,18 +108,23 @@ class Problem:
         self.minibatches = Minibatches.of(
             noisy.subsampled, self._run, self.sample_prior
         )
+        check_untrained(self, parameters)
+        self.start = find_start(self) if self.improper else None
 
-    def _inspect(self, rng_key: jax.Array) -> tuple[dict, dict, noise]:
+    def _inspect(self, rng_key: jax.Array) -> tuple[dict, dict, noise, dict]:
         """Trace the model abstractly: nothing is simulated."""
         found: dict[str, Any] = {}
 
         def run(key: jax.Array) -> None:
-            noisy, collector = noise(self.model), None
+            parameters = untrained(self.model)
+            noisy = noise(parameters)
             collector = collect(noisy)
-            traced = numpyro_handlers.trace(numpyro_handlers.seed(collector, key))
+            seeded = draw_improper(numpyro_handlers.seed(collector, key))
+            traced = numpyro_handlers.trace(seeded)
             found["trace"] = traced.get_trace(*self.args, **self.kwargs)
             found["properties"] = collector.properties
             found["noise"] = noisy
+            found["parameters"] = parameters.messages
 
         jax.eval_shape(run, rng_key)
         trace, properties = found["trace"], found["properties"]
@@ -117,18 +134,16 @@ class Problem:
                 "`numpyro_epi.emergent_property(stat, mean=..., var=...)` to it, or "
                 "use `numpyro.infer.SVI`."
             )
-        for name, site in trace.items():
-            if site["type"] in ("param", "mutable"):
-                raise ValueError(
-                    f"The model has a `{site['type']}` site `{name}`, which EPI does "
-                    "not train. Make it a `numpyro.sample` site, or fix it with "
-                    f"`numpyro.handlers.substitute(model, {{'{name}': value}})`."
-                )
-        return trace, properties, found["noise"]
+        return trace, properties, found["noise"], found["parameters"]
 
     def order_sites(self, names: list[str]) -> None:
         """Lay the sites out in u in the order in which a guide does."""
         by_name = {site.name: site for site in self.sites}
+        if self.start is not None:
+            flat = jnp.arange(self.num_latents)
+            columns = {k: np.ravel(v) for k, v in self.unpack(flat).items()}
+            order = np.concatenate([columns[name] for name in names])
+            self.start = self.start.ordered(list(order))
         self.sites = tuple(by_name[name] for name in names)
 
     def cut_circles(self, centres: Mapping[str, Any]) -> None:
@@ -217,6 +232,17 @@ class Problem:
         u, key = jnp.zeros(self.num_latents), random.key(0)
         return self._data_sites.noise(depends_on_last(terms, u, key), minibatches)
 
+    @property
+    def can_start(self) -> bool:
+        """Whether draws of `sample_prior` have a density that is known."""
+        return self.can_sample_prior or all(
+            site.has_density or site.name in self.improper for site in self.sites
+        )
+
+    def log_start(self, u: np.ndarray, log_prior: np.ndarray) -> np.ndarray:
+        """Log density of draws u of `sample_prior`, whose prior has `log_prior`."""
+        return log_prior if self.start is None else self.start.log_prob(u)
+
     def log_prior(self, u: jax.Array) -> jax.Array:
         """Log density of the prior alone; the compiler drops the simulator.
 
@@ -247,8 +273,10 @@ class Problem:
     def sample_prior(self, rng_key: jax.Array) -> jax.Array:
         """One draw u from the prior, shape (D,); the compiler drops the simulator.
 
-        Sites without a proper prior are drawn uniformly near zero in u.
+        Where a site has no proper prior, it is one from `start` instead.
         """
+        if self.start is not None:
+            return self.start.sample(rng_key)
         trace = trace_model(noise(self.model), rng_key, self.args, self.kwargs)
         u = self.unconstrain({s.name: trace[s.name]["value"] for s in self.sites})
         # A draw that rounds to the edge of its support has an infinite coordinate.

@@ -68,7 +68,7 @@ class AutoFlow(AutoContinuous):
     site behind a sigmoid, a Gaussian for a `Normal` or `LogNormal` one, and so on. A
     site whose prior depends on other latents, or is scaled, starts as a
     Gaussian with the median and spread of prior draws; a site with an improper prior as
-    a Gaussian of `base_loc` and `base_scale`.
+    a Gaussian of `base_loc` and `base_scale`, or where `EPI` finds the law to lie.
 
     Args:
         model: A NumPyro model. If it has simulation noise, wrap it in
@@ -143,6 +143,7 @@ class AutoFlow(AutoContinuous):
         self.nonlinearity = nonlinearity
         self._mixing = mixing
         self.multimodal = multimodal
+        self._start: dict[str, tuple[ArrayLike, ArrayLike]] = {}
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
 
     @property
@@ -179,7 +180,7 @@ class AutoFlow(AutoContinuous):
         sample_prior = partial(
             sample_unconstrained, self.model, latents, args=args, kwargs=kwargs
         )
-        gaussian = self._get_gaussian(sample_prior)
+        gaussian = self._start_sites(latents, self._get_gaussian(sample_prior))
         self._base, self.base_kind = make_base(
             latents, self.base, gaussian, sample_prior
         )
@@ -195,6 +196,26 @@ class AutoFlow(AutoContinuous):
         loc = self._flat_option("base_loc", loc)
         scale = self._flat_option("base_scale", self.base_scale)
         return Base(StandardNormal(self.latent_dim), loc, scale)
+
+    def start_at(self, sites: dict[str, tuple[ArrayLike, ArrayLike]]) -> None:
+        """Start sites with an improper prior elsewhere, unless options say where.
+
+        Args:
+            sites: Location and scale of each, unconstrained. To be called before the
+                guide meets its model, as `EPI` does.
+        """
+        is_default = np.all(np.asarray(self.base_loc) == 0.0)
+        if is_default and np.all(np.asarray(self.base_scale) == 1.0):
+            self._start = dict(sites)
+
+    def _start_sites(self, latents: dict[str, Latent], gaussian: Base) -> Base:
+        loc, scale = np.array(gaussian.loc), np.array(gaussian.scale)
+        stops = list(accumulate(latent.num_coordinates for latent in latents.values()))
+        for (name, latent), stop in zip(latents.items(), stops, strict=True):
+            if name in self._start:
+                rows = slice(stop - latent.num_coordinates, stop)
+                loc[rows], scale[rows] = (np.ravel(x) for x in self._start[name])
+        return gaussian._replace(loc=loc, scale=scale)
 
     def _flat_option(self, name: str, value: ArrayLike) -> np.ndarray:
         try:
