@@ -45,7 +45,6 @@ def run(name, guide=GUIDE, **options):
 RUNS = [
     "law across pi",
     "law moved across pi",
-    "law where the prior is rare",
     "two peaks on the circle",
     "torus",
     "vector of three angles",
@@ -63,22 +62,29 @@ def test_runs_meet_the_law(name):
     check(result, LONG[name])
 
 
-@pytest.mark.parametrize("name", ["law across pi", "missing value"])
-def test_a_guide_of_numpyro_meets_the_law(name):
-    result = run(name, AutoMultivariateNormal)
-    check(result, LONG[name])
+def test_default_options_meet_a_law_where_the_prior_is_rare():
+    # 5 nats from the prior, whose draws are on the other side of the circle.
+    case = LONG["law where the prior is rare"]
+    result = epi.EPI(case.model, progress_bar=False).run(
+        jax.random.key(0), *case.args, **case.kwargs
+    )
+    assert result.converged, result.message
+    check(result, case)
 
 
 @pytest.mark.filterwarnings("ignore:Continuous inference poorly handles circular")
-def test_without_a_turn_a_law_across_pi_is_not_met():
-    # Broken twin: a Gaussian in NumPyro's coordinate.
+def test_a_gaussian_guide_of_numpyro_needs_the_turn():
     case = LONG["law across pi"]
+    truth = case.truth()
+    maximum = truth.log_normalizer(truth.solve())
+    turned = run("law across pi", AutoMultivariateNormal)
+    assert turned.score > maximum - NATS
+    # Broken twin: the coordinate of NumPyro, in which the guide has met its model.
     guide = AutoMultivariateNormal(partial(case.model, *case.args, **case.kwargs))
     with handlers.seed(rng_seed=0):
         guide._setup_prototype()
-    result = run("law across pi", guide)
-    truth = case.truth()
-    assert result.score < truth.log_normalizer(truth.solve()) - NATS
+    cut = run("law across pi", guide)
+    assert cut.score < maximum - NATS
 
 
 def test_everything_after_a_run_has_these_coordinates(tmp_path):
