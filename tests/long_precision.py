@@ -3,8 +3,8 @@
 
 """Statistics, latents and data of large size, for the long table.
 
-`LONG[name]` is (model, args, kwargs, truth): a function that returns the entropy in nats
-and `{site: (mean, sd)}` of latents, or (error, part of its message).
+`LONG[name]` is (model, args, kwargs, truth): a function that returns the entropy in
+nats and `{site: (mean, sd)}` of latents, or (error, part of its message).
 """
 
 import jax.numpy as jnp
