@@ -225,8 +225,8 @@ def contradiction(
         message += "Leave one of these out, or its variance."
         return ContradictoryTargetsError(message, names)
     message += (
-        f"Leave one of these out, or its variance, or {_way_out(agreed, where, call)}: the "
-        f"nearest targets that agree are {describe_targets(agreed, where)}."
+        f"Leave one of these out, or its variance, or {_way_out(agreed, where, call)}: "
+        f"the nearest targets that agree are {describe_targets(agreed, where)}."
     )
     return ContradictoryTargetsError(message, names, new_targets(agreed, where))
 
