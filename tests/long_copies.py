@@ -36,7 +36,9 @@ def _tilted_truth(log_prior, stats, targets, grid):
         mean = p @ devs
         cov = (devs - mean).T @ ((devs - mean) * p[:, None])
         step = np.linalg.solve(cov, mean)
-        lam = lam + step * min(1.0, 1.0 / np.abs(step * np.sqrt(np.diag(cov))).max())
+        lam = lam + step * min(
+            1.0, 1.0 / max(np.abs(step * np.sqrt(np.diag(cov))).max(), 1e-9)
+        )
     keep = p > 0
     kl = float((p[keep] * np.log(p[keep] / prior[keep])).sum())
     centre = float(p @ grid)

@@ -184,7 +184,13 @@ def test_draws_around_the_law_refute_what_its_draws_do_not():
 
 
 @pytest.mark.parametrize(
-    ("model", "args"), [(silent, (2.0,)), (noisy, ("own",)), (indicator, (0.3, 0.21))]
+    ("model", "args"),
+    [
+        (silent, (2.0,)),
+        (noisy, ("own",)),
+        (indicator, (0.3, 0.21)),
+        (indicator, (0.4, None)),  # the variance left out
+    ],
 )
 def test_targets_that_agree_or_are_independent_stay(model, args):
     found = agreement(model, *args)

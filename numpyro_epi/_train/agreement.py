@@ -222,11 +222,11 @@ def contradiction(
     names = describe_relations(relations, given.statistic_labels)
     where = involved(given, relations)
     if agreed is None:
-        message += "Leave one of these statistics or variances out."
+        message += "Leave one of these out, or its variance."
         return ContradictoryTargetsError(message, names)
     message += (
-        f"Leave one of these statistics out, or {_way_out(agreed, where, call)}: the "
-        f"nearest targets that agree are {describe_targets(agreed, where)}."
+        f"Leave one of these out, or its variance, or {_way_out(agreed, where, call)}: "
+        f"the nearest targets that agree are {describe_targets(agreed, where)}."
     )
     return ContradictoryTargetsError(message, names, new_targets(agreed, where))
 
