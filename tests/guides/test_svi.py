@@ -30,7 +30,7 @@ class FullSteps(AutoRealNVP):
     """Broken twin: parameters are the weights themselves, as they used to be."""
 
     def _steps(self, flow):
-        return jax.tree.map(jnp.ones_like, flow)
+        return jax.tree.map(lambda _: 1.0, flow)
 
 
 def misses(kind, case, keys):
@@ -64,7 +64,8 @@ def case_named(name):
 
 
 def test_svi_finds_two_shares_of_tosses():
-    assert misses(AutoRealNVP, case_named("beta_bernoulli"), KEYS[:1]) < 1
+    guide = functools.partial(AutoRealNVP, num_flows=4, hidden_dims=(16,))
+    assert misses(guide, case_named("beta_bernoulli"), KEYS[:1]) < 1
 
 
 @pytest.mark.slow
@@ -93,7 +94,7 @@ def test_twin_with_full_steps_is_lost():
 SIZES = [
     (kind, num, num_flows, width)
     for kind in FLOWS
-    for num, num_flows, width in [(1, 8, 8), (2, 2, 8), (2, 8, 100), (6, 8, 30)]
+    for num, num_flows, width in [(1, 8, 8), (2, 8, 100)]
 ]
 
 
@@ -120,5 +121,5 @@ def test_a_step_moves_draws_by_about_as_much(kind, num, num_flows, width):
 
 
 def test_twin_with_full_steps_moves_draws_much_more():
-    guide = FullSteps(latents(6), num_flows=8, hidden_dims=(30, 30))
+    guide = FullSteps(latents(2), num_flows=8, hidden_dims=(100, 100))
     assert move(guide, 0.01) / 0.01 > 20
