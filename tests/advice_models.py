@@ -174,7 +174,9 @@ def constant_latent():
 # -- the model ------------------------------------------------------------------------
 
 
-@case("_train/problem.py", "Add `numpyro.sample` sites with continuous priors.")
+@case(
+    "_train/problem.py", "Add `numpyro.sample` sites with continuous priors, which are"
+)
 def no_latents():
     with refused():
         accepted(lambda: epi.emergent_property(1.0, mean=1.0))
@@ -580,3 +582,51 @@ def weights_that_are_no_numbers():
         pareto_smooth(log_w)
     pareto_smooth(np.delete(log_w, 3))
     pareto_smooth(np.where(np.isnan(log_w), -np.inf, log_w))
+
+
+@case("_train/precision.py", "Give the site a prior around zero and add the constant")
+def latent_far_from_zero():
+    def far():
+        z = numpyro.sample("z", dist.Normal(1e7, 1.0))
+        epi.emergent_property(z - 1e7, mean=0.3)
+
+    def near():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("shifted", 1e7 + z)
+        epi.emergent_property(z, mean=0.3)
+
+    with refused():
+        epi.EPI(far, **TINY).init(KEY)
+    epi.EPI(near, **TINY).init(KEY)
+
+
+@case("diagnostics/_mixture.py", "Drop `subsample_size` of {}", slow=True)
+def minibatches_too_noisy():
+    def model(num=2):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        x = 10.0 * jnp.arange(20.0)
+        with numpyro.plate("data", 20, subsample_size=num) as i:
+            # Depends on the number of elements, so that not all are taken.
+            numpyro.factor("f", -((z - x[i]) ** 2) / i.shape[0])
+        epi.emergent_property(z, mean=0.3, name="p")
+
+    result = epi.EPI(model, **TINY, warm_start=False).run(KEY)
+    with refused():
+        epi.diagnostics.duality_gap_diagnostic(result, KEY, 1000)
+    whole = epi.EPI(model, **TINY, warm_start=False).run(KEY, 20)
+    epi.diagnostics.duality_gap_diagnostic(whole, KEY, 1000)
+
+
+@case("_train/likelihood_noise.py", "make the noise a latent, without `infer=")
+def noise_in_the_data():
+    def model(infer=None):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        e = numpyro.sample("e", dist.Normal(0.0, 1.0), infer=infer)
+        numpyro.sample("y", dist.Normal(z + e, 1.0), obs=0.5)
+        epi.emergent_property(z, mean=0.3)
+
+    noisy = problem(model, {"noise": True})
+    for sentence in noisy.likelihood_noise.sentences():
+        said(sentence)
+    assert accepted(model) == ["z", "e"]
+    assert not problem(model).likelihood_noise.observed

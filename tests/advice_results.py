@@ -215,7 +215,7 @@ def nothing_simulated():
     assert len(run(num_restarts=2).restarts) == 2
 
 
-@trained("_train/status.py", "Make the simulator return finite values there, or")
+@trained("_train/status.py", "Make the simulator return finite values there, {}")
 def invalid_statistics():
     def failing(repair=None):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))

@@ -38,8 +38,44 @@ ELSEWHERE = {
     ("_train/lapack.py", "Give it more workers: set the environment variable NPROC"): (
         "test_lapack.py::test_is_silent_otherwise"
     ),
-    ("_train/status.py", "pass it `throw=False`, make the statistic NaN where"): (
+    ("_train/status.py", "pass it `throw=False`, and make the statistic NaN where"): (
         "test_epi.py::test_the_way_out_for_a_solver_that_gives_up"
+    ),
+    ("_train/status.py", 'pass `on_invalid="mask"` to `EPI` if they are more than'): (
+        "test_callbacks.py::test_the_way_out_for_an_error_in_a_callback"
+    ),
+    ("_train/status.py", "Pass it `vmap_method="): (
+        "test_callbacks.py::test_callbacks_are_called_in_all_ways_of_jax"
+    ),
+    ("_train/failures.py", "to accept that without a warning, or"): (
+        "test_failures.py::test_no_warning_where_it_is_masked_or_nothing_fails"
+    ),
+    ("_train/agreement.py", "Leave one of these out, or its variance, or {}: the"): (
+        "test_copies.py::test_contradictions_are_refused_with_a_way_out_that_works"
+    ),
+    ("_train/agreement.py", "use `{}, {})`"): (
+        "test_copies.py::test_contradictions_are_refused_with_a_way_out_that_works"
+    ),
+    ("_train/agreement.py", "Leave one of these out, or its variance."): (
+        "test_copies.py::test_leaving_one_out_is_a_way_out"
+    ),
+    ("_coordinates.py", "Pass the mask to the model as an argument"): (
+        "test_coordinates.py::test_a_mask_that_depends_on_latents_is_refused"
+    ),
+    ("_train/guide.py", "Pass the guide's class, or use"): (
+        "test_coordinates.py::test_guides_of_numpyro_have_the_same_coordinates"
+    ),
+    ("diagnostics/_corrected.py", "Use `method='importance'`"): (
+        "test_noisy_likelihood.py::test_hmc_is_refused_and_importance_is_not"
+    ),
+    ("handlers/tilt.py", "Drop `subsample_size`, or use `numpyro.infer.HMCECS`"): (
+        "test_noisy_likelihood.py::test_ways_out_of_the_refusal_work"
+    ),
+    ("_train/precision.py", "or sufficient statistics of them"): (
+        "math/test_precision.py::test_log_likelihoods_too_large_lose_nats"
+    ),
+    ("_train/lost.py", "use distributions of NumPyro at the sites {}"): (
+        "test_lost.py::test_an_unnormalised_prior_is_named"
     ),
     ("_train/params.py", "which a network takes only together, got none of"): (
         "test_params.py::test_a_flax_network_with_a_state"

@@ -41,7 +41,6 @@ from numpyro_epi._math.relation_text import (
     printed,
 )
 from numpyro_epi._train.engine import Engine
-from numpyro_epi._train.problem import MAX_COORDINATE
 from numpyro_epi._train.simulations import Simulations
 
 # Draws of the law that confirm a relation, and as many of a Gaussian around them.
@@ -158,7 +157,7 @@ class Agreement:
                 for own, x in zip(u, noise, strict=True)
             ]
         )
-        around = np.clip(around, -MAX_COORDINATE, MAX_COORDINATE).astype(u.dtype)
+        around = around.astype(u.dtype)
         sim = self.engine.chunks.simulate(np.concatenate([u, around], axis=1), keys)
         self.simulations.num_simulations += 2 * u.shape[0] * u.shape[1]
         # Around the law simulations may fail where those of the law do not.

@@ -54,7 +54,9 @@ class GuideFunctions:
         if self.guide.prototype_trace is None:
             plain = self.guide.model
             # The guide takes over the coordinates of the problem.
-            self.guide.model = charts(plain, {s.name: s.prior for s in problem.sites})
+            if problem.has_charts:
+                priors = {site.name: site.prior for site in problem.sites}
+                self.guide.model = charts(plain, priors)
             try:
                 with numpyro_handlers.block(), numpyro_handlers.seed(rng_seed=rng_key):
                     self.guide._setup_prototype(*model_args[0], **model_args[1])

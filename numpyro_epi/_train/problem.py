@@ -18,6 +18,7 @@ from jax import random
 from numpyro import handlers as numpyro_handlers
 from numpyro.infer.util import compute_log_probs
 
+from numpyro_epi._charts import Charted
 from numpyro_epi._coordinates import with_centre
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._sites import (
@@ -25,6 +26,7 @@ from numpyro_epi._sites import (
     draw_improper,
     find_latents,
     is_improper,
+    is_latent,
     trace_model,
 )
 from numpyro_epi._train.cost import Cost
@@ -86,6 +88,11 @@ class Problem:
                 "The model has no latents to infer. Add `numpyro.sample` sites with "
                 "continuous priors, which are neither masked nor noise."
             )
+        names = {site.name for site in self.sites}
+        # Sites of which a mask keeps nothing, or whose coordinates are not NumPyro's.
+        self.has_charts = any(isinstance(s.prior, Charted) for s in self.sites) or any(
+            is_latent(msg) and name not in names for name, msg in trace.items()
+        )
         self.has_likelihood = any(
             site["type"] == "sample" and site["is_observed"] for site in trace.values()
         )
@@ -280,7 +287,8 @@ class Problem:
         trace = trace_model(noise(self.model), rng_key, self.args, self.kwargs)
         u = self.unconstrain({s.name: trace[s.name]["value"] for s in self.sites})
         # A draw that rounds to the edge of its support has an infinite coordinate.
-        return jnp.clip(u, -MAX_COORDINATE, MAX_COORDINATE)
+        # Finite ones may be large: those of a latent without bounds are its values.
+        return jnp.where(jnp.isinf(u), jnp.sign(u) * MAX_COORDINATE, u)
 
     # -- latents given by users -------------------------------------------------------
 
