@@ -42,7 +42,8 @@ class EPI:
         model: NumPyro program with `sample` sites for the latents and at least one
             `emergent_property`. Simulation noise comes from `numpyro.prng_key()` or
             from sites marked `infer={"noise": True}`. Masked elements of a site are no
-            latents: draws have a fixed point of the support there.
+            latents: draws have a fixed point of the support there. Its arguments are
+            copied, and compared by value from one run to the next.
         guide: None for `guides.AutoRealNVP`, or a guide class, or a guide instance
             built for `model` (NumPyro's continuous guides too).
         optim: None for Adam with clipped gradients and cosine decay, or an optimiser of
@@ -219,7 +220,8 @@ class EPI:
                 used instead, and a warning prints them.
             RuntimeError: if a solver of diffrax gives up and throws an error.
             ValueError: if the model has no emergent property or no latents, or latents
-                that no continuous guide can have, or the guide is of another model.
+                that no continuous guide can have, parameters to train, or an improper
+                prior that the data leave improper; or the guide is of another model.
         """
         rng_key = as_key(rng_key)
         setup_key, run_key = random.split(rng_key)

@@ -353,7 +353,8 @@ class EPIResult:
 
         Raises:
             ValueError: if the file is not of this format, or damaged, or made with
-                another model, guide or optimiser; the message names what differs.
+                another model, other arguments, another guide or optimiser; the message
+                names what differs.
         """
         from numpyro_epi import _files
 

@@ -179,6 +179,7 @@ def test_dependence_is_read_off_the_program():
     assert switched(1.0, 1.0, 1.0)[0] == switched(1.01, 1.0, 1.0)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "guide", [GUIDE, AutoMultivariateNormal], ids=["flow", "normal"]
 )
