@@ -23,7 +23,7 @@ from numpyro_epi._solver.particles import Particles, ParticleState
 # Latents up to which importance sampling is tried first.
 MAX_IMPORTANCE_LATENTS = 12
 # Draws of the verdict, first and at most.
-FIRST_DRAWS, MAX_DRAWS = 4000, 16_000
+FIRST_DRAWS, MAX_DRAWS = 4000, 8000
 # Effective draws of the verdict for each constraint.
 MIN_ESS = 400.0
 # Snapshots of the chains for the last multipliers, and for the verdict.
@@ -93,6 +93,8 @@ def find_law(
         state = population.init(simulator, keys[0])
         while not (state.is_done or state.is_stalled):
             state = population.advance(simulator, state)
+        if state.is_done:
+            state = population.refine(simulator, state)
         if state.is_done or is_noisy:
             return _judge_population(simulator, state, keys[1], test)
     return _chains(simulator, rng_key, kind, test)

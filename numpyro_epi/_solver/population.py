@@ -120,6 +120,17 @@ def advance(simulator: Simulator, state: PopulationState) -> PopulationState:
     return _add(state, proposal, draws)._replace(rng_key=key)
 
 
+def refine(simulator: Simulator, state: PopulationState) -> PopulationState:
+    """The multipliers once more, with another and larger round at the law."""
+    fit_key, draw_key, sim_key, key = random.split(state.rng_key, 4)
+    proposal = fit_proposal(simulator, state, fit_key)
+    draws = simulator(proposal.sample(draw_key, 2 * ROUND_SIZE), sim_key)
+    state = _add(state, proposal, draws)._replace(rng_key=key)
+    has_var = simulator.table.has_var
+    position = move_on(state.position, state.draws, state.log_q, has_var, 0.0)
+    return state._replace(position=position)
+
+
 def fit_proposal(
     simulator: Simulator, state: PopulationState, rng_key: jax.Array
 ) -> DefensiveMixture:
