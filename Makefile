@@ -13,13 +13,14 @@ EXAMPLES = $(sort $(wildcard examples/[!_]*.py))
 BENCHMARKS = $(sort $(wildcard benchmarks/[!_]*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-core lint types examples bench clean
+.PHONY: help quickstart test test-fast test-core test-long lint types examples bench clean
 
 help:
 	@echo "quickstart   set up and run examples/quickstart.py"
-	@echo "test         all tests"
+	@echo "test         all tests but the long table"
 	@echo "test-fast    all tests but the slow end-to-end runs"
 	@echo "test-core    the subset that runs on every supported Python"
+	@echo "test-long    a table of models with default options, about an hour"
 	@echo "lint, types  ruff, mypy"
 	@echo "examples     run every example"
 	@echo "bench        run every benchmark"
@@ -44,13 +45,16 @@ quickstart: $(STAMP)
 	$(BIN)/python examples/quickstart.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL) --durations=10 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not long" --durations=10 $(PYTEST_ARGS)
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long" $(PYTEST_ARGS)
 
 test-core: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m core $(PYTEST_ARGS)
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest $(PARALLEL) -m long --durations=0 $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

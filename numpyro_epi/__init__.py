@@ -4,6 +4,7 @@
 """Emergent property inference (EPI) in NumPyro."""
 
 from . import circuits, diagnostics, guides, handlers, plotting, sensitivity
+from ._train.agreement import ContradictoryTargetsError
 from ._train.check import EPICheck
 from ._train.options import PublishedSchedule
 from ._train.state import EPIState
@@ -17,6 +18,7 @@ from .result import EPIResult
 __version__ = "0.1.0"
 
 __all__ = [
+    "ContradictoryTargetsError",
     "EPI",
     "EPICheck",
     "EPIResult",

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_epi._math.agreement import smallest_multipliers
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._math.convergence import two_sided_p_value
+from numpyro_epi._math.dependence import confirmed_relations
 from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.records import EpochRecord, RunOutcome
@@ -29,11 +31,13 @@ def assemble(engine: Engine, outcome: RunOutcome) -> EPIResult:
         state=outcome.state,
         gradient=outcome.gradient,
         is_noisy=outcome.is_noisy,
-        masks_invalid=engine.options.on_invalid == "mask",
+        masks_invalid=engine.options.leaves_out,
         tolerance=engine.options.tolerance,
         num_simulations=outcome.num_simulations,
         seconds=outcome.seconds,
         _engine=engine,
+        num_invalid=outcome.num_invalid,
+        has_noisy_likelihood=outcome.has_noisy_likelihood,
     )
 
 
@@ -47,6 +51,9 @@ def _restart(engine: Engine, outcome: RunOutcome, r: int) -> EPIRestart:
     scaled = np.asarray(outcome.state.multipliers[r], np.float64)
     if dual is not None:
         scaled = dual.multipliers
+    table, draws = outcome.table, _draws(engine, outcome, r)
+    relations = confirmed_relations(table.flatten(draws.statistics), table.has_var)
+    scaled = smallest_multipliers(scaled, table, relations)
     objective = -scores.divergence + scores.log_likelihood
     params = jax.tree.map(lambda x: x[r], outcome.state.average)
     return EPIRestart(
@@ -67,7 +74,7 @@ def _restart(engine: Engine, outcome: RunOutcome, r: int) -> EPIRestart:
         invalid=scores.invalid,
         losses=_losses(outcome.records, r),
         history=_history(outcome.records, r, outcome.table),
-        draws=_draws(engine, outcome, r),
+        draws=draws,
     )
 
 

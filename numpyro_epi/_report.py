@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from numpyro_epi._math.convergence import adjusted_p_values
+from numpyro_epi._math.dependence import confirmed_relations
 from numpyro_epi._math.psis import MAX_KHAT
+from numpyro_epi._math.relation_text import describe_relations
 
 if TYPE_CHECKING:
     from numpyro_epi._math.constraints import ConstraintTable
@@ -25,6 +27,8 @@ MAX_MULTIPLIERS = 32
 # Share of a target variance that the mean alone leaves, below which that is said; and
 # the number of statistics of which it is said.
 WIDENED, MAX_WIDENED = 0.8, 3
+# Relations between statistics that are listed.
+MAX_RELATIONS = 5
 # Nats to the maximum beyond which a reader is warned: half of a law is 0.7.
 LARGE_GAP = 0.5
 
@@ -43,15 +47,16 @@ def summary(
     best = result.restarts[result.best]
     lines = [f"Emergent property inference: {result.status}", f"  {result.message}", ""]
     lines += _constraints(result, best)
-    lines += ["", *_distribution(best)]
+    lines += ["", *_distribution(best, result._engine.problem.improper)]
     if certificate is not None:
         lines += _certificate(certificate)
-    lines += [*_multipliers(best), *_widened(result.table, best)]
+    lines += [*_multipliers(best), *_shared(result.table, best)]
+    lines += _widened(result.table, best)
     if len(result.restarts) > 1:
         lines += ["", *_restarts(result)]
     if restarts is not None:
         lines += _disagreement(restarts)
-    lines += ["", *_cost(result)]
+    lines += ["", *_failures(result), *_cost(result)]
     return "\n".join(part for line in lines for part in _wrap(line))
 
 
@@ -124,15 +129,11 @@ def _signed(value: float) -> str:
 # -- the distribution -----------------------------------------------------------------
 
 
-def _distribution(best: "EPIRestart") -> list[str]:
+def _distribution(best: "EPIRestart", improper: tuple[str, ...]) -> list[str]:
     """Entropy, divergence and their like."""
     lines = [
         _entry("entropy of the distribution", f"{best.entropy:10.3f} nats"),
-        _entry(
-            "KL from the prior",
-            f"{best.divergence:10.3f} nats  (leaves {np.exp(-best.divergence):.2g} of "
-            "the prior)",
-        ),
+        _divergence(best, improper),
     ]
     if np.any(best.draws.log_likelihood):
         text = f"{best.log_likelihood:10.3f} nats"
@@ -163,6 +164,18 @@ def _distribution(best: "EPIRestart") -> list[str]:
     return lines
 
 
+def _divergence(best: "EPIRestart", improper: tuple[str, ...]) -> str:
+    """KL from the prior, or what it is if the prior is no distribution."""
+    if improper:
+        names = ", ".join(f"`{name}`" for name in improper)
+        text = (
+            f"{best.divergence:10.3f} nats  (no KL: the prior of {names} is improper)"
+        )
+        return _entry("E[log density - log prior]", text)
+    share = f"leaves {np.exp(-best.divergence):.2g} of the prior"
+    return _entry("KL from the prior", f"{best.divergence:10.3f} nats  ({share})")
+
+
 def _certificate(found: "DualityGap") -> list[str]:
     """The bound, the gap and how far to trust them."""
     text = (
@@ -191,6 +204,22 @@ def _multipliers(best: "EPIRestart") -> list[str]:
         rows = zip(("mean", "variance"), values, strict=False)
         shown = "; ".join(f"{moment} {_numbers(row)}" for moment, row in rows)
         lines.append(f"    {_shorten(site, LABEL_WIDTH)}: {shown}")
+    return lines
+
+
+def _shared(table: "ConstraintTable", best: "EPIRestart") -> list[str]:
+    """A line for each relation between statistics, which share their multipliers."""
+    stats = table.flatten(best.draws.statistics)
+    relations = confirmed_relations(stats, table.has_var)
+    names = describe_relations(relations, table.statistic_labels)
+    lines = [f"  in all draws {name}" for name in names[:MAX_RELATIONS]]
+    if len(names) > MAX_RELATIONS:
+        lines.append(f"  ({len(names) - MAX_RELATIONS} more relations are not shown)")
+    if names:
+        lines.append(
+            "  Such statistics have no multipliers, nor prices, of their own: these "
+            "belong to their sum, and the smallest that give this law are shown."
+        )
     return lines
 
 
@@ -259,12 +288,27 @@ def _disagreement(found: "Restarts") -> list[str]:
     return [*lines, f"  largest r-hat between restarts: {value:.3f}, of {worst}"]
 
 
+def _failures(result: "EPIResult") -> list[str]:
+    """How many simulations were left out in the whole run."""
+    if result.num_invalid == 0:
+        return []
+    return [
+        f"  {result.num_invalid:,} simulations failed and were left out (those of "
+        "single steps not counted): the law is that of the prior restricted to latents "
+        "that can be simulated"
+    ]
+
+
 def _cost(result: "EPIResult") -> list[str]:
     noisy = "noisy" if result.is_noisy else "deterministic"
-    return [
+    lines = [
         f"  {result.seconds:.1f} s, {result.num_simulations:,} simulations, {noisy} "
         f"statistics, gradient: {result.gradient.choice} ({result.gradient.reason})"
     ]
+    if result.has_noisy_likelihood:
+        noise = result._engine.problem.likelihood_noise
+        lines += [f"  {sentence}" for sentence in noise.sentences()]
+    return lines
 
 
 # -- fitting in -----------------------------------------------------------------------

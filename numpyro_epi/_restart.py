@@ -74,7 +74,7 @@ class EPIRestart:
         status: how it ended.
         message: the same in words.
         entropy: in the constrained space, nats.
-        divergence: KL(q || p0), nats.
+        divergence: KL(q || p0), nats; see `EPIResult.divergence` on improper priors.
         log_likelihood: E_q[log L], nats.
         score: violation-corrected objective `-KL + E log L - lambda . violation`.
         violation: E[T] of the evaluation draws, scaled units, (K,).

@@ -20,11 +20,13 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import Transform
 from numpyro.infer.initialization import init_to_uniform
 
+from ._charts import Charted
 from ._checks import is_traced
 from ._typing import Message, Model
 
-# Draws of the latents that are compared: what differs between them depends on them.
-NUM_TRACES = 3
+# Draws of the latents that are compared: what differs between them depends on them. A
+# mask may do so rarely.
+NUM_TRACES, NUM_MASK_TRACES = 3, 64
 
 
 class Latent(NamedTuple):
@@ -35,7 +37,7 @@ class Latent(NamedTuple):
         prior: Distribution at the site, with the parameters of one run.
         shape: Shape of the value, plates included.
         has_density: Whether the site adds the log density of `prior`, once, to that of
-            the model: false if improper, masked or scaled.
+            the model: false if improper or scaled.
         is_fixed: Whether the parameters of `prior` were the same in all runs.
     """
 
@@ -65,6 +67,20 @@ class Latent(NamedTuple):
         """Unconstrained coordinates of the site."""
         return math.prod(self.unconstrained_shape)
 
+    @property
+    def centre(self) -> Any:
+        """Angle opposite to the cut of a circle; None on other supports."""
+        return self.prior.centre if isinstance(self.prior, Charted) else None
+
+    @property
+    def is_kept(self) -> np.ndarray:
+        """Which numbers of the value belong to latents: not those that are masked."""
+        if isinstance(self.prior, Charted) and self.prior.rows is not None:
+            kept = self.prior.support.kept
+            lead = kept.reshape(kept.shape + (1,) * (len(self.shape) - kept.ndim))
+            return np.broadcast_to(lead, self.shape)
+        return np.ones(self.shape, bool)
+
 
 def is_latent(msg: Message) -> bool:
     """Whether a message comes from a site to be inferred: not data, not noise."""
@@ -78,9 +94,17 @@ def is_improper(prior: dist.Distribution) -> bool:
 
 
 def unwrap(prior: dist.Distribution) -> list[dist.Distribution]:
-    """A distribution and those it is made of by `expand`, `to_event` and `mask`."""
+    """A distribution and those it is made of by `expand`, `to_event` and `mask`.
+
+    A prior with coordinates of its own is made of the one at the site.
+    """
     layers = [prior]
-    wrappers = dist.ExpandedDistribution, dist.Independent, dist.MaskedDistribution
+    wrappers = (
+        Charted,
+        dist.ExpandedDistribution,
+        dist.Independent,
+        dist.MaskedDistribution,
+    )
     while isinstance(layers[-1], wrappers):
         layers.append(layers[-1].base_dist)
     return layers
@@ -101,8 +125,9 @@ def find_latents(
 
     Raises:
         ValueError: Naming the site: if it is discrete, has a support that depends on
-            other latents or that NumPyro cannot map to the reals, or lies in a plate
-            that is subsampled.
+            other latents or that NumPyro cannot map to the reals, lies in a plate that
+            is subsampled, or has a mask that is not fixed or covers what the model
+            uses.
         RuntimeError: If `args` or `kwargs` are traced.
     """
     kwargs = dict(kwargs or {})
@@ -121,7 +146,7 @@ def find_latents(
             _check_support(msg)
         return {name: msg["fn"] for name, msg in found.items()}
 
-    runs = run_now(run, NUM_TRACES)
+    runs = run_now(run, lambda: NUM_MASK_TRACES if _has_masks(found) else NUM_TRACES)
     latents = {}
     for name, msg in found.items():
         priors = [priors[name] for priors in runs]
@@ -133,17 +158,25 @@ def find_latents(
             has_density=_has_density(msg),
             is_fixed=_are_equal(priors),
         )
-    return latents
+    from ._coordinates import settle_coordinates  # which runs models by what is here
+
+    return settle_coordinates(model, latents, runs, args, kwargs)
 
 
-def run_now(fn: Callable[[jax.Array], Any], num_runs: int = 1) -> list[Any]:
+def run_now(
+    fn: Callable[[jax.Array], Any], num_runs: int | Callable[[], int] = 1
+) -> list[Any]:
     """Compile a function of a key, and run it with the first few keys, concretely.
 
-    That is, even where JAX is tracing the caller.
+    That is, even where JAX is tracing the caller. How many may be asked for once the
+    function has been traced.
     """
     with jax.ensure_compile_time_eval():
-        keys = [jax.random.key(i) for i in range(num_runs)]
-    compiled = jax.jit(fn).lower(keys[0]).compile()
+        first = jax.random.key(0)
+    compiled = jax.jit(fn).lower(first).compile()
+    num = num_runs if isinstance(num_runs, int) else num_runs()
+    with jax.ensure_compile_time_eval():
+        keys = [jax.random.key(i) for i in range(num)]
     return [compiled(key) for key in keys]
 
 
@@ -170,6 +203,20 @@ def trace_model(
     with handlers.block():
         drawn = handlers.substitute(seeded, substitute_fn=draw)
         return handlers.trace(drawn).get_trace(*args, **kwargs)
+
+
+def draw_improper(model: Model) -> Model:
+    """A model whose priors without draws draw uniformly in unconstrained coordinates.
+
+    To be put around the handler that supplies keys.
+    """
+
+    def draw(msg: Message) -> Any:
+        return (
+            init_to_uniform(msg) if is_latent(msg) and is_improper(msg["fn"]) else None
+        )
+
+    return handlers.substitute(model, substitute_fn=draw)
 
 
 def sample_unconstrained(
@@ -212,10 +259,13 @@ def unconstrain(
     return u.reshape(*jnp.shape(value)[: jnp.ndim(value) - ndim], -1)
 
 
+def _has_masks(messages: Mapping[str, Message]) -> bool:
+    layers = (layer for msg in messages.values() for layer in unwrap(msg["fn"]))
+    return any(isinstance(layer, dist.MaskedDistribution) for layer in layers)
+
+
 def _has_density(msg: Message) -> bool:
-    layers = unwrap(msg["fn"])
-    is_masked = any(isinstance(layer, dist.MaskedDistribution) for layer in layers)
-    return not is_masked and msg["scale"] is None and not is_improper(msg["fn"])
+    return msg["scale"] is None and not is_improper(msg["fn"])
 
 
 def _check_support(msg: Message) -> None:

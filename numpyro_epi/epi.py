@@ -7,16 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax import random
 
 from numpyro_epi._assemble import assemble
 from numpyro_epi._checks import as_key
+from numpyro_epi._train.arguments import Arguments, private
 from numpyro_epi._train.check import EPICheck, check_problem
+from numpyro_epi._train.circles import cut_circles
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
 from numpyro_epi._train.options import Options
+from numpyro_epi._train.outside import check_outside
 from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.runner import Runner
 from numpyro_epi._train.simulations import Simulations
@@ -39,7 +41,9 @@ class EPI:
     Args:
         model: NumPyro program with `sample` sites for the latents and at least one
             `emergent_property`. Simulation noise comes from `numpyro.prng_key()` or
-            from sites marked `infer={"noise": True}`.
+            from sites marked `infer={"noise": True}`. Masked elements of a site are no
+            latents: draws have a fixed point of the support there. Its arguments are
+            copied, and compared by value from one run to the next.
         guide: None for `guides.AutoRealNVP`, or a guide class, or a guide instance
             built for `model` (NumPyro's continuous guides too).
         optim: None for Adam with clipped gradients and cosine decay, or an optimiser of
@@ -78,8 +82,11 @@ class EPI:
             "score" (they need no derivative), "replay" (the same, on simulations that
             are used again: for dear simulators), or "auto" to decide on a pilot.
         schedule: a `PublishedSchedule` for the algorithm of the paper.
-        on_invalid: "raise" to stop at a statistic that is not finite, "mask" to
-            restrict the prior to latents that can be simulated.
+        on_invalid: what simulations do whose statistics, or log likelihood, are not
+            finite. "auto" to leave them out with one warning, which restricts the prior
+            to latents that can be simulated, and to stop where they are more than 5%,
+            by three standard errors, of the latest simulations; "mask" to leave any
+            number out, without a warning; "raise" to stop at the first one.
         progress_bar: whether to show one.
         mesh: `jax.sharding.Mesh` over whose first axis the particles are spread.
 
@@ -130,16 +137,22 @@ class EPI:
                 "`optim` is not used with `schedule`, whose Adam is part of the "
                 "algorithm. Pass one of them."
             )
-        self._last: tuple[tuple, dict, Engine] | None = None
+        self._last: tuple[Arguments, Engine] | None = None
 
     def _engine(self, rng_key: jax.Array, args: tuple, kwargs: dict) -> Engine:
         """Compiled functions for these model arguments; kept for the next call."""
-        if self._last is not None and _are_same(self._last[:2], (args, kwargs)):
-            return self._last[2]
-        problem = Problem(self.model, args, kwargs, rng_key)
-        guide = GuideFunctions(self.guide, problem, rng_key)
-        engine = Engine(problem, guide, self.options, self.optim)
-        self._last = args, kwargs, engine
+        last = None if self._last is None else self._last[0]
+        arguments = Arguments(self.model, args, kwargs, last)
+        check_outside(self.model)
+        if self._last is not None and arguments == last:
+            return self._last[1]
+        args, kwargs = private((args, kwargs))
+        with plain_solver_errors():
+            problem = Problem(self.model, args, kwargs, rng_key)
+            cut_circles(problem, self.guide, self.options)
+            guide = GuideFunctions(self.guide, problem, rng_key)
+            engine = Engine(problem, guide, self.options, self.optim)
+        self._last = arguments, engine
         return engine
 
     def init(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPIState:
@@ -158,6 +171,7 @@ class EPI:
         simulations = Simulations(engine, rng_key)
         with plain_solver_errors():
             simulations.pilot()
+        simulations.failures.tell()
         return engine.init_state(simulations.next_keys(), simulations.table.targets)
 
     def update(
@@ -199,10 +213,15 @@ class EPI:
             The result, whatever its status: see `EPIResult.status` and `converged`.
 
         Raises:
-            InvalidStatisticError: if a statistic is not finite, unless masked.
+            InvalidStatisticError: if simulations fail, as `on_invalid` says.
+            ContradictoryTargetsError: if statistics depend on each other (a copy in
+                other units, shares of one, an indicator) and the targets say otherwise,
+                by more than `tolerance`. Below it the nearest targets that agree are
+                used instead, and a warning prints them.
             RuntimeError: if a solver of diffrax gives up and throws an error.
             ValueError: if the model has no emergent property or no latents, or latents
-                that no continuous guide can have, or the guide is of another model.
+                that no continuous guide can have, parameters to train, or an improper
+                prior that the data leave improper; or the guide is of another model.
         """
         rng_key = as_key(rng_key)
         setup_key, run_key = random.split(rng_key)
@@ -225,19 +244,3 @@ class EPI:
         engine = self._engine(rng_key, args, kwargs)
         with plain_solver_errors():
             return check_problem(engine, rng_key)
-
-
-def _are_same(first: Any, second: Any) -> bool:
-    """Whether two sets of model arguments are the same objects or equal numbers."""
-    leaves, tree = jax.tree.flatten(first)
-    others, other_tree = jax.tree.flatten(second)
-    if str(tree) != str(other_tree):
-        return False
-    return all(a is b or _are_equal(a, b) for a, b in zip(leaves, others, strict=True))
-
-
-def _are_equal(a: Any, b: Any) -> bool:
-    plain = (bool, int, float, str, np.ndarray)
-    if not (isinstance(a, plain) and type(a) is type(b)):
-        return False
-    return bool(np.array_equal(a, b))

@@ -47,10 +47,16 @@ class EPIResult:
         state: state of the optimiser, all restarts, as `EPI.update` takes it.
         gradient: how statistics were differentiated, and why.
         is_noisy: whether statistics differ between simulations of the same latents.
-        masks_invalid: whether the target is the prior restricted to valid latents.
+        has_noisy_likelihood: whether the log likelihood does, in the model as it is
+            written: by `subsample_size` of a plate, or by random keys. The law then has
+            exp(E[log L | z]).
+        masks_invalid: whether the target is the prior restricted to latents that can be
+            simulated: not with `on_invalid="raise"`.
         tolerance: of the equivalence test, scaled units.
         num_simulations: simulations of the whole run.
         seconds: wall-clock time of the whole run, compilation included.
+        num_invalid: simulations that failed and were left out, those of single steps
+            not counted.
     """
 
     restarts: tuple[EPIRestart, ...]
@@ -64,8 +70,22 @@ class EPIResult:
     num_simulations: int
     seconds: float
     _engine: Engine = field(repr=False)
+    num_invalid: int = 0
+    has_noisy_likelihood: bool = False
     # What `sensitivity` has made of the result, to be used again.
     _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def _needs_averages(self) -> bool:
+        """Whether E[T | z] or E[log L | z] takes more than one simulation."""
+        return self.is_noisy or self._is_likelihood_noisy
+
+    @property
+    def _is_likelihood_noisy(self) -> bool:
+        """Whether log L of a simulation is: not if it takes whole minibatch plates."""
+        return (
+            self.has_noisy_likelihood and self._engine.problem.likelihood_noise.is_left
+        )
 
     # -- the best restart -------------------------------------------------------------
 
@@ -126,7 +146,11 @@ class EPIResult:
 
     @property
     def divergence(self) -> float:
-        """KL(q || p0) in nats: what the property costs."""
+        """KL(q || p0) in nats: what property and data cost.
+
+        Where a prior is improper (`ImproperUniform`), there is no KL: it is
+        E[log q - log p0] with a p0 whose scale is arbitrary, and may be negative.
+        """
         return self._best.divergence
 
     @property
@@ -158,8 +182,8 @@ class EPIResult:
     def sample(self, rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
         """Draw latents; the simulator is not run.
 
-        With `on_invalid="mask"` the share `restarts[best].invalid` of these draws
-        cannot be simulated; `predict` and the stored draws leave them out.
+        Unless `on_invalid` is "raise", the share `restarts[best].invalid` of these
+        draws cannot be simulated; `predict` and the stored draws leave them out.
 
         Args:
             rng_key: random key.
@@ -178,8 +202,8 @@ class EPIResult:
     def log_prob(self, latents: Mapping[str, Any]) -> jax.Array:
         """Log density of q in the constrained space, nats.
 
-        With `on_invalid="mask"` it is the density of `sample`, not restricted to
-        latents that can be simulated. On simplex-like supports it is with respect to
+        It is the density of `sample`, not restricted to latents that can be
+        simulated. On simplex-like supports it is with respect to
         the coordinates that `entropy` names.
 
         Args:
@@ -222,9 +246,9 @@ class EPIResult:
             batch_size: simulations that run at a time, which bounds the memory.
 
         Returns:
-            Latents and statistics, `{site: (n, *shape)}`. With `on_invalid="mask"`,
-            draws that cannot be simulated are left out, so n may be smaller; otherwise
-            their statistics are whatever the simulator returns, such as NaN.
+            Latents and statistics, `{site: (n, *shape)}`. Draws that cannot be
+            simulated are left out, so n may be smaller; with `on_invalid="raise"` their
+            statistics are whatever the simulator returns, such as NaN.
 
         Raises:
             TypeError: if `rng_key` is not a key.
@@ -280,10 +304,15 @@ class EPIResult:
     def __repr__(self) -> str:
         return (
             f"EPIResult({self.status}, entropy={self.entropy:.3f} nats, "
-            f"KL from prior={self.divergence:.3f} nats, "
+            f"{self._divergence_name}={self.divergence:.3f} nats, "
             f"worst violation={np.abs(self._best.violation).max():.3f} of "
             f"{self.tolerance:g}, restarts={len(self.restarts)})"
         )
+
+    @property
+    def _divergence_name(self) -> str:
+        is_improper = bool(self._engine.problem.improper)
+        return "E[log q - log prior]" if is_improper else "KL from prior"
 
     def save(self, path: str | Path) -> None:
         """Write an `.npz` file of plain arrays, with a format version, without pickle.
@@ -324,7 +353,8 @@ class EPIResult:
 
         Raises:
             ValueError: if the file is not of this format, or damaged, or made with
-                another model, guide or optimiser; the message names what differs.
+                another model, other arguments, another guide or optimiser; the message
+                names what differs.
         """
         from numpyro_epi import _files
 

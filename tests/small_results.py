@@ -87,7 +87,7 @@ def shaken(model, guide=GUIDE, **options) -> epi.EPIResult:
         state=state._replace(average=jax.tree.unflatten(tree, moved)),
         gradient=None,
         is_noisy=False,
-        masks_invalid=inference.options.on_invalid == "mask",
+        masks_invalid=inference.options.leaves_out,
         tolerance=inference.options.tolerance,
         num_simulations=0,
         seconds=0.0,

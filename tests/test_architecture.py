@@ -40,7 +40,7 @@ def layer(inside: str, outside: str, lazily: str = "") -> Layer:
 
 BASE = "_typing _checks"
 MATHS = f"{BASE} _math"
-SITES = f"{MATHS} primitives handlers _sites"
+SITES = f"{MATHS} primitives handlers _charts _sites _coordinates"
 RESULT = f"{SITES} _train _restart result diagnostics sensitivity _files _report"
 
 # A row for each module or folder at the top of the package, lowest first.
@@ -53,7 +53,9 @@ LAYERS = {
     # 2. the model
     "primitives": layer(MATHS, "jax numpy numpyro"),
     "handlers": layer(f"{MATHS} primitives", "jax numpy numpyro"),
-    "_sites": layer(BASE, "jax numpy numpyro"),
+    "_charts": layer(BASE, "jax numpy numpyro"),
+    "_sites": layer(f"{BASE} _charts", "jax numpy numpyro", lazily="_coordinates"),
+    "_coordinates": layer(f"{MATHS} primitives _charts _sites", "jax numpy numpyro"),
     "guides": layer(f"{BASE} _sites", "jax numpy numpyro"),
     "circuits": layer(f"{BASE} primitives", "jax numpy numpyro diffrax"),
     # 3. the trainer: takes any guide by interface, and returns a result

@@ -148,7 +148,7 @@ def test_a_file_holds_plain_arrays_and_a_header(path):
         arrays = {name: content[name] for name in content.files}
     assert all(array.dtype.kind in "fiub" for array in arrays.values())
     header = json.loads(bytes(arrays["header"]))
-    assert (header["format"], header["version"]) == ("numpyro_epi result", 4)
+    assert (header["format"], header["version"]) == ("numpyro_epi result", 5)
     assert header["package_version"] == epi.__version__
     assert "restarts/1/draws/latents/scope/b" in arrays
 
@@ -213,8 +213,8 @@ DAMAGE = {
     "one_array": (one_array, "is not one, or is damaged"),
     "other": (partial(edit_header, format="other"), "its format is 'other'"),
     "newer": (
-        partial(edit_header, version=5, package_version="9.1"),
-        "got version 5 in .* which numpyro_epi 9.1 wrote",
+        partial(edit_header, version=6, package_version="9.1"),
+        "got version 6 in .* which numpyro_epi 9.1 wrote",
     ),
     "precision": (partial(edit_header, is_x64=True), "'jax_enable_x64', True"),
     "option": (partial(edit_header, options={"novel": 1}), "got `novel`"),
@@ -243,16 +243,36 @@ def other_latents():
     epi.emergent_property(a.sum(), mean=0.5, var=0.25, name="total")
 
 
+def other(**changes):
+    """The model of the run, with other values in it than the arguments of the run."""
+
+    def model(shift=0.0, *, limit=2.0, name="rows", target=1.0):
+        given = {"shift": shift, "limit": limit, "name": name, "target": target}
+        trained().model(**(given | changes))
+
+    return model
+
+
 def guide(**options):
     return partial(GUIDE, **options)
 
 
 MISMATCHES = {
     "shape of a latent": ({"model": other_latents}, r"latents .*: \(2,\) at `a`"),
-    "name of a statistic": ({"name": "x"}, r"statistics .*: \(2, 2\) at `rows`, got n"),
-    "target": ({"target": 1.5}, r"mean = 1 of `rows\[0, 0\]`, got 1.5"),
-    "support": ({"limit": 2.5}, "Expected the prior of the model"),
-    "prior": ({"shift": 1.0}, "Expected the prior of the model"),
+    "name of a statistic": (
+        {"model": other(name="x")},
+        r"statistics .*: \(2, 2\) at `rows`, got n",
+    ),
+    "target": (
+        {"model": other(target=1.5)},
+        r"mean = 1 of `rows\[0, 0\]`, got 1.5",
+    ),
+    "support": ({"model": other(limit=2.5)}, "Expected the prior of the model"),
+    "prior": ({"model": other(shift=1.0)}, "Expected the prior of the model"),
+    "argument": (
+        {"shift": 1.0},
+        "arguments of `.*`, 0.0 as `shift`, got 1.0. Pass those of the run as `model_a",
+    ),
     "guide": (
         {"guide": epi.guides.AutoNeuralSpline},
         "AutoRealNVP, as `guide`, got AutoNeuralSpline",

@@ -3,11 +3,16 @@
 
 """A run whose numbers are those of no law says so, whatever its other tests said."""
 
+from functools import partial
 from types import SimpleNamespace
 
+import jax
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 
+import numpyro_epi as epi
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._train.lost import why_lost
 from numpyro_epi._train.options import Options
@@ -101,3 +106,28 @@ def test_out_of_reach_and_interrupted_stay_what_they_are():
     for status in (EPIStatus.UNREACHABLE, EPIStatus.INTERRUPTED):
         ended = (status, "Why.")
         assert final_verdict(simulations(), worst, ended, np.zeros(2)) == ended
+
+
+class Unnormalised(dist.Normal):
+    """Integrates to e."""
+
+    def log_prob(self, value, intermediates=None):
+        return super().log_prob(value) + 1.0
+
+
+@pytest.mark.slow
+def test_an_unnormalised_prior_is_named():
+    def model(prior):
+        z = numpyro.sample("z", prior)
+        epi.emergent_property(z, mean=0.3)
+
+    def run(prior):
+        guide = partial(epi.guides.AutoRealNVP, num_flows=2, base="normal")
+        sizes = {"num_epochs": 2, "num_steps": 50, "num_evaluation": 4000}
+        inference = epi.EPI(model, guide, progress_bar=False, **sizes)
+        return inference.run(jax.random.key(0), prior)
+
+    result = run(Unnormalised(0.0, 1.0))
+    assert not result.converged
+    assert "at the sites ['z']" in result.message
+    assert run(dist.Normal(0.0, 1.0)).converged

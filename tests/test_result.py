@@ -239,12 +239,12 @@ def half_invalid():
     epi.emergent_property(jnp.where(z > 0.0, z, jnp.nan), mean=1.0, name="root")
 
 
-@pytest.mark.parametrize("on_invalid", ["mask", "raise"])
+@pytest.mark.parametrize("on_invalid", ["auto", "mask", "raise"])
 def test_predict_leaves_invalid_draws_out_if_they_are_masked(on_invalid):
     found = shaken(half_invalid, on_invalid=on_invalid).predict(KEY, 200)
     is_valid = np.isfinite(found["root"])
     assert len(found["z"]) == len(found["root"])
-    if on_invalid == "mask":
+    if on_invalid != "raise":
         assert is_valid.all()
         assert 0 < len(is_valid) < 200
     else:

@@ -12,6 +12,7 @@ import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._restart import EPIRestart
+from numpyro_epi._train.arguments import Argument, Arguments
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.state import EPIState
 
@@ -19,16 +20,44 @@ from numpyro_epi._train.state import EPIState
 NUM_COMPARED = 200
 # Nats: far above rounding, far below what another prior or guide makes of it.
 MAX_DENSITY_ERROR = 0.05
+NO_ARGUMENT = Argument("", "none", is_given=False)
 
 
 def pairs(listed: list) -> dict[str, tuple[int, ...]]:
     return {name: tuple(shape) for name, shape in listed}
 
 
+def check_arguments(path: Path, header: dict, got: Arguments) -> None:
+    """Refuse arguments of the model with other values than those of the run.
+
+    Files of before arguments were stored are let pass.
+    """
+    stored = header.get("arguments")
+    if stored is None:
+        return
+    old = {name: Argument(*parts) for name, parts in stored.items()}
+    new = got.by_name
+    for name in [*old, *new]:
+        first, second = old.get(name, NO_ARGUMENT), new.get(name, NO_ARGUMENT)
+        # A default that the other model has not is a matter of the models.
+        is_alone = NO_ARGUMENT in (first, second)
+        is_default = is_alone and not (first.is_given or second.is_given)
+        if first.digest == second.digest or is_default:
+            continue
+        other = second.shown
+        if other == first.shown:
+            other = f"{other} with other values"
+        raise ValueError(
+            f"Expected the model arguments of `{path}`, {first.shown} as `{name}`, got "
+            f"{other}. Pass those of the run as `model_args` or `model_kwargs`. With "
+            "other arguments the distribution is another one: for that, run `EPI`."
+        )
+
+
 def check_model(
     path: Path, header: dict, table: ConstraintTable, engine: Engine
 ) -> None:
-    """Refuse a model or guide with other sites, shapes or targets."""
+    """Refuse a model or guide with other sites, shapes or targets than a table has."""
     problem = engine.problem
     if header["guide"] != engine.guide.name:
         raise ValueError(

@@ -15,7 +15,7 @@ from numpyro_epi._restart import EPIRestart
 
 FORMAT = "numpyro_epi result"
 # Raise it when a file of the previous version could be misread.
-VERSION = 4
+VERSION = 5
 
 Arrays = dict[str, np.ndarray]
 

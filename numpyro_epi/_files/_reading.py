@@ -6,6 +6,7 @@
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_epi._files._checks import check_density, check_model, check_same, pairs
+from numpyro_epi._files._checks import (
+    check_arguments,
+    check_density,
+    check_model,
+    check_same,
+    pairs,
+)
 from numpyro_epi._files._format import (
     FORMAT,
     NUMBERS,
@@ -25,6 +32,7 @@ from numpyro_epi._files._format import (
 )
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
+from numpyro_epi._train.arguments import Arguments, private
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
@@ -41,9 +49,15 @@ def load(
 ) -> EPIResult:
     """Read a result; see `EPIResult.load`."""
     header, arrays = _read(path)
+    check_arguments(path, header, Arguments(model, args, kwargs))
     engine = _engine(header, model, guide, optim, args, kwargs)
     table = _table(header, arrays)
-    check_model(path, header, table, engine)
+    given = replace(
+        table,
+        mean=arrays.get("table/given_mean", table.mean),
+        var=arrays.get("table/given_var", table.var),
+    )
+    check_model(path, header, given, engine)
     state = _state(path, header, arrays, engine, table)
     restarts = tuple(
         _restart(r, words, header, arrays, engine, state)
@@ -57,11 +71,16 @@ def load(
         state=state,
         gradient=GradientHealth(**header["gradient"]),
         is_noisy=header["is_noisy"],
-        masks_invalid=engine.options.on_invalid == "mask",
+        masks_invalid=engine.options.leaves_out,
         tolerance=engine.options.tolerance,
         num_simulations=header["num_simulations"],
         seconds=header["seconds"],
         _engine=engine,
+        num_invalid=header.get("num_invalid", 0),
+        # Files from before it was noticed do not say.
+        has_noisy_likelihood=header.get(
+            "has_noisy_likelihood", engine.problem.minibatches.are_noisy
+        ),
     )
 
 
@@ -122,7 +141,12 @@ def _engine(
         )
     # Nothing of the run depends on this key: parameters come from the file.
     rng_key = jax.random.key(0)
+    args, kwargs = private((args, kwargs))
     problem = Problem(model, args, kwargs, rng_key)
+    # Files without centres are of a time when circles were cut at pi.
+    centres = {s.name: 0.0 for s in problem.sites if s.centre is not None}
+    problem.cut_circles(centres | header.get("centres", {}))
+    problem.num_pilot_simulations = header.get("num_pilot_simulations", 0)
     functions = GuideFunctions(guide, problem, rng_key)
     return Engine(problem, functions, Options(**packed), optimiser)
 

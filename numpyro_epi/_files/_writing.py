@@ -26,6 +26,7 @@ from numpyro_epi._files._format import (
     package_version,
 )
 from numpyro_epi._restart import EPIRestart
+from numpyro_epi._train.arguments import Arguments
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.state import EPIState
@@ -41,6 +42,9 @@ def save(result: EPIResult, path: Path) -> None:
     table = result.table
     arrays |= {f"table/{name}": getattr(table, name) for name in ("mean", "var")}
     arrays["table/scale"] = table.scale
+    # The model's own targets, of which those of the run may be the nearest that agree.
+    given = engine.problem.table
+    arrays |= {f"table/given_{name}": getattr(given, name) for name in ("mean", "var")}
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -49,14 +53,19 @@ def save(result: EPIResult, path: Path) -> None:
         "guide": engine.guide.name,
         "has_own_optim": _has_own_optim(engine),
         "options": _pack_options(engine.options),
+        "arguments": _pack_arguments(engine),
         "latents": [[site.name, list(site.shape)] for site in engine.problem.sites],
+        "centres": _centres(engine),
+        "num_pilot_simulations": engine.problem.num_pilot_simulations,
         "statistics": [[name, list(shape)] for name, shape in table.sites],
         "state": specs,
         "restarts": [_words(restart) for restart in result.restarts],
         "best": result.best,
         "gradient": result.gradient._asdict(),
         "is_noisy": result.is_noisy,
+        "has_noisy_likelihood": result.has_noisy_likelihood,
         "num_simulations": result.num_simulations,
+        "num_invalid": result.num_invalid,
         "seconds": result.seconds,
     }
     text = json.dumps(header, default=lambda number: number.item())
@@ -77,6 +86,14 @@ def _write(path: Path, arrays: Arrays) -> None:
         draft.unlink(missing_ok=True)
 
 
+def _centres(engine: Engine) -> dict[str, Any]:
+    """Angles opposite to the cuts of circles, by site."""
+    sites = engine.problem.sites
+    return {
+        s.name: np.asarray(s.centre).tolist() for s in sites if s.centre is not None
+    }
+
+
 def _has_own_optim(engine: Engine) -> bool:
     return engine.options.schedule is None and not engine.decays
 
@@ -88,6 +105,13 @@ def _pack_options(options: Options) -> dict[str, Any]:
     if options.schedule is not None:
         packed["schedule"] = asdict(options.schedule)
     return packed
+
+
+def _pack_arguments(engine: Engine) -> dict[str, list]:
+    """What the arguments of the model were: a digest and a word on each."""
+    problem = engine.problem
+    arguments = Arguments(problem.model, problem.args, problem.kwargs)
+    return {name: list(argument) for name, argument in arguments.by_name.items()}
 
 
 def _is_key(leaf: Any) -> bool:

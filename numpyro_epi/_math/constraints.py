@@ -143,6 +143,16 @@ class ConstraintTable:
             start += size
         return result
 
+    def flatten(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Inverse of `split` for statistics of n simulations, shape (n, S)."""
+        parts = [
+            np.reshape(
+                values[name], (len(values[name]), int(np.prod(shape, dtype=int)))
+            )
+            for name, shape in self.sites
+        ]
+        return np.concatenate(parts, axis=1)
+
     def raw_multipliers(self, scaled: np.ndarray) -> dict[str, np.ndarray]:
         """Multipliers of raw T = (f - m, (f - m)^2 - v) from those of scaled T.
 

@@ -74,7 +74,8 @@ class AdaptiveSampler:
         new = self.simulate(self.engine.chunks.prior_draws(self.next_keys(), num))
         self.pools = [_row(new, r) for r in range(self.options.num_restarts)]
         for pool in self.pools:
-            pool.log_proposals.append(pool.log_prior)
+            log_start = self.engine.problem.log_start(pool.u, pool.log_prior)
+            pool.log_proposals.append(log_start)
             pool.counts.append(num)
         return self.solve([None] * len(self.pools))
 
@@ -153,7 +154,8 @@ class AdaptiveSampler:
 
         The density of every draw under every proposal is kept.
         """
-        rows = [new.log_prior] + [log_q(new.u) for log_q in self.proposals]
+        log_start = self.engine.problem.log_start(new.u, new.log_prior)
+        rows = [log_start] + [log_q(new.u) for log_q in self.proposals]
         old = np.stack([pool.u for pool in self.pools])
         both = np.concatenate([old, new.u], axis=1)
         last = [log_q(both) for log_q in proposals]
@@ -198,14 +200,15 @@ class AdaptiveSampler:
         """Multipliers (R, K), draws of the law that they define, its log Z (R,).
 
         A statistic averaged over few simulations is noisy, and weights that contain it
-        prefer draws whose noise was lucky. So draws are resampled, simulated afresh
-        many times, and weighted again: the new weights undo the old ones.
+        prefer draws whose noise was lucky; so do those with a noisy log likelihood. So
+        draws are resampled, simulated afresh many times, and weighted again: the new
+        weights undo the old ones.
 
         Args:
             found: dual solutions on the pools.
             simulate_many: averages many simulations of each draw, and gives the
-                covariance of the averages, shape (R, n, K, K); None where the
-                statistics are deterministic.
+                covariance of the averages, shape (R, n, K, K); None where simulations
+                are deterministic.
         """
         multipliers = np.stack([s.multipliers for s, _ in found])
         log_normalizers = np.array([s.log_normalizer for s, _ in found])
@@ -225,6 +228,7 @@ class AdaptiveSampler:
         for r, (solution, distance) in enumerate(found):
             old, new = self.pools[r], _row(many, r)
             log_w = old.deviations[rows[r]] @ solution.multipliers
+            log_w += new.log_likelihood - old.log_likelihood[rows[r]]
             log_w = np.where(new.is_valid, log_w, -np.inf)
             again = solve_noisy_dual(
                 log_w, new.deviations, covariance[r], solution.multipliers
@@ -326,4 +330,5 @@ def _row(pool: Pool, r: int) -> Pool:
         pool.log_likelihood[r],
         pool.deviations[r],
         pool.is_valid[r],
+        None if pool.noise is None else pool.noise[r],
     )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.dual import solve_dual
+from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._train.adaptive import MAX_MISFIT, AdaptiveSampler, Found
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
@@ -63,12 +64,16 @@ class Approach:
         if self.options.warm_start is False or self.options.schedule is not None:
             return False
         is_possible = (
-            self.engine.guide.has_fast_density and self.problem.can_sample_prior
+            self.engine.guide.has_fast_density
+            and self.problem.can_start
+            and self.simulations.has_weights
         )
         if self.options.warm_start is True and not is_possible:
             raise ValueError(
-                "`warm_start=True` needs a guide with a fast density and latents with "
-                f"proper priors, which {self.engine.guide.name} on this model has not. "
+                "`warm_start=True` needs a guide with a fast density, latents whose "
+                "priors are not masked or scaled and a log likelihood without large "
+                "noise, which "
+                f"{self.engine.guide.name} on this model has not. "
                 "Use `numpyro_epi.guides.AutoRealNVP`, or `warm_start='auto'`."
             )
         return is_possible
@@ -87,6 +92,13 @@ class Approach:
             for solution, distance in found
         ]
         return self._start_state(state, params, self.starts)
+
+    def law_draws(self, num: int) -> np.ndarray | None:
+        """Draws of the law (R, n, D) from the pools, if a warm start has arrived."""
+        if not any(start is not None and start.is_complete for start in self.starts):
+            return None
+        rows = [systematic_resample(s.weights, num, 0.5) for s, _ in self.found]
+        return np.stack([p.u[r] for p, r in zip(self.sampler.pools, rows, strict=True)])
 
     def catch_up(self, state: EPIState, ev: Evaluation) -> EPIState | None:
         """A warm start from the guide, where there was none from the prior.
@@ -119,7 +131,7 @@ class Approach:
             self.starts[r] = WarmStart(
                 *found[r], num_rounds, self.simulations.seen.num_simulations
             )
-        fresh = self.engine.init_state(state.rng_key, self.simulations.table.targets)
+        fresh = self.simulations.init_state(state.rng_key)
         fresh = self._start_state(fresh, params, self.starts)
         _, scores = self.simulations.evaluate(
             fresh.params, self.options.num_evaluation // 4
@@ -152,9 +164,10 @@ class Approach:
         complete = np.array([s.is_complete for s in starts])
         anchor = np.where(complete, self.options.anchor, 0.0)
         rate = WARM_RATE if self.problem.num_latents > 1 else 1.0
+        is_noisy = self.simulations.is_noisy or self.simulations.is_likelihood_noisy
         multipliers, pool, bounds = self.sampler.anchor(
             [(s.solution, s.distance) for s in starts],
-            self.simulations.simulate_many if self.simulations.is_noisy else None,
+            self.simulations.simulate_many if is_noisy else None,
         )
         if self.options.anchor == 0.0:
             pool = pool.empty  # no step shall pay for it
@@ -222,7 +235,7 @@ class Approach:
 
     def _start_over(self, state: EPIState, is_misfit: np.ndarray) -> EPIState:
         """Untrained guides instead of some; what importance sampling found stays."""
-        fresh = self.engine.init_state(state.rng_key, self.simulations.table.targets)
+        fresh = self.simulations.init_state(state.rng_key)
         fresh, state = self.engine.align(fresh, state)
         kept = ("rng_key", "pool")
         return choose_restarts(is_misfit, fresh, state, keep=kept)
@@ -242,6 +255,9 @@ class Approach:
             self.simulations.next_keys()[0],
             requested=self.options.stat_gradient,
             can_score=self.engine.guide.has_fast_density,
-            can_replay=all(s is not None and s.is_complete for s in self.starts),
+            # Draws used again and again would be chosen by the luck of their noise.
+            can_replay=not self.simulations.is_likelihood_noisy
+            and all(s is not None and s.is_complete for s in self.starts),
             masks_invalid=self.options.on_invalid == "mask",
+            leaves_out=self.options.leaves_out,
         )

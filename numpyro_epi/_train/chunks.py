@@ -84,11 +84,23 @@ class Chunks:
             for i in range(-(-num // self.size))
         ]
 
-    def _split(self, u: np.ndarray) -> list[np.ndarray]:
+    def _split(self, u: np.ndarray, *, fills: bool = True) -> list[np.ndarray]:
         """Chunks of draws (R, n, D); the last is filled up with repeated draws."""
         num, size = u.shape[1], self.size
-        rows = np.arange(-(-num // size) * size) % num
+        rows = np.arange(-(-num // size) * size if fills else num) % num
         return [u[:, rows[i : i + size]] for i in range(0, rows.size, size)]
+
+    @property
+    def fills(self) -> bool:
+        """Whether to simulate whole chunks.
+
+        A program that leaves JAX is compiled fast, and slow to run: no repeated draws.
+        """
+        return not self.problem.cost.has_callback
+
+    def num_simulated(self, num: int) -> int:
+        """Simulations that run when `num` are asked for."""
+        return -(-num // self.size) * self.size if self.fills else num
 
     @cached_property
     def _prior_chunk(self) -> Callable:
@@ -127,7 +139,11 @@ class Chunks:
         size = min(self.size, batch_size or self.batch_size)
         chunks = [
             self._simulate_chunk(part, k, size)
-            for part, k in zip(self._split(u), self._chunk_keys(keys, num), strict=True)
+            for part, k in zip(
+                self._split(u, fills=self.fills),
+                self._chunk_keys(keys, num),
+                strict=True,
+            )
         ]
         return Simulation(
             *(

@@ -23,18 +23,31 @@ class Cost(NamedTuple):
             the longest branch of a condition counts.
         largest_array: size of the largest array that it makes, inside of loops too, in
             bytes.
+        has_callback: whether it leaves JAX for Python, where operations are not seen.
+        live_bytes: of all arrays that it makes, one pass of each loop.
+        saved_bytes: the same with all passes: reverse mode keeps no more than that.
     """
 
     has_loop: bool
     num_operations: float
     largest_array: int
+    has_callback: bool
+    live_bytes: float
+    saved_bytes: float
 
     @classmethod
     def of(cls, fn: Callable, *args: Any) -> "Cost":
         """Cost of `fn(*args)`, which is traced but not run."""
         jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
-        has_loop = _has_primitive(jaxpr, {"scan", "while"})
-        return cls(has_loop, float(_count(jaxpr)), _largest(jaxpr))
+        names = set(_primitives(jaxpr))
+        return cls(
+            has_loop=not names.isdisjoint({"scan", "while"}),
+            num_operations=float(_count(jaxpr)),
+            largest_array=_largest(jaxpr),
+            has_callback=any("callback" in name for name in names),
+            live_bytes=_count_bytes(jaxpr, unrolls=False),
+            saved_bytes=_count_bytes(jaxpr, unrolls=True),
+        )
 
 
 def inner_programs(equation: Any) -> Iterator[Any]:
@@ -46,12 +59,12 @@ def inner_programs(equation: Any) -> Iterator[Any]:
                 yield inner
 
 
-def _has_primitive(jaxpr: Any, names: set[str]) -> bool:
-    return any(
-        equation.primitive.name in names
-        or any(_has_primitive(inner, names) for inner in inner_programs(equation))
-        for equation in jaxpr.eqns
-    )
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    """Names of all primitives, those of programs inside of others too."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in inner_programs(equation):
+            yield from _primitives(inner)
 
 
 def _count(jaxpr: Any) -> float:
@@ -80,3 +93,18 @@ def _largest(jaxpr: Any) -> int:
         sizes += [v.aval.size * v.aval.dtype.itemsize for v in equation.outvars]
         sizes += [_largest(inner) for inner in inner_programs(equation)]
     return max(sizes)
+
+
+def _count_bytes(jaxpr: Any, *, unrolls: bool) -> float:
+    """Bytes of all arrays; `unrolls`: as often as loops make them."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars)
+        inner = [_count_bytes(p, unrolls=unrolls) for p in inner_programs(equation)]
+        length = 1
+        if unrolls and equation.primitive.name == "scan":
+            length = equation.params["length"]
+        if unrolls and equation.primitive.name == "while":
+            length = WHILE_LENGTH
+        total += length * sum(inner)
+    return total

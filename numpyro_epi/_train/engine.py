@@ -22,9 +22,10 @@ from numpyro_epi._train.chunks import Chunks
 from numpyro_epi._train.fit import Fit, make_fit
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.lapack import warn_of_deadlock
+from numpyro_epi._train.optim import in_weights
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.pilot import make_pilot
 from numpyro_epi._train.problem import Problem
+from numpyro_epi._train.slopes import make_pilot
 from numpyro_epi._train.state import EPIState, Memory, PoolDraws, StepInfo
 from numpyro_epi._train.step import (
     VIOLATION_RATE,
@@ -59,6 +60,7 @@ class Engine:
         self.guide = guide
         self.options = options
         self.optim = default_optim(options) if optim is None else optim
+        self._steps = in_weights(self.optim, guide.step_sizes)
         self.decays = optim is None and options.schedule is None
         # Requests are filled up to whole chunks: small ones for a run that asks little.
         least = min(options.num_evaluation // 4, options.warm_start_size)
@@ -84,7 +86,7 @@ class Engine:
             )
             update = make_update(
                 objective,
-                self.optim,
+                self._steps,
                 average_decay=0.0 if options.schedule is not None else AVERAGE_DECAY,
                 decays=self.decays,
             )
@@ -169,7 +171,7 @@ class Engine:
     @cached_property
     def init_optim(self) -> Callable[[Params], Any]:
         """Fresh optimiser state."""
-        return jax.jit(vmap(self.optim.init))
+        return jax.jit(vmap(self._steps.init))
 
     @cached_property
     def pilot(self) -> Callable:

@@ -43,9 +43,14 @@ def make_fit(guide: GuideFunctions) -> Fit:
     optim = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(FIT_RATE))
 
     def one(params, train, held_out, key, num_chunks, decay):  # noqa: ANN001, ANN202
-        # Parameters travel as one vector, which compiles faster.
-        flat, unravel = ravel_pytree(params)
+        # The weights of the guide travel as one vector, which compiles faster.
+        flat, unravel_params = ravel_pytree(params)
+        sizes = ravel_pytree(guide.step_sizes(params))[0]
+        flat = flat * sizes
         shrink = FIT_RATE * decay * ravel_pytree(_is_kernel(params))[0]
+
+        def unravel(flat: jax.Array) -> Params:
+            return unravel_params(flat / sizes)
 
         def loss(flat: jax.Array, u: jax.Array) -> jax.Array:
             return -guide.log_prob(unravel(flat), u).mean()

@@ -15,6 +15,7 @@ from numpyro import handlers as numpyro_handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer import autoguide
 
+from numpyro_epi._charts import charts
 from numpyro_epi._math.lattice import shifted_lattice
 from numpyro_epi._train.problem import Problem
 from numpyro_epi.handlers import noise
@@ -46,11 +47,25 @@ class GuideFunctions:
         self.guide = _as_instance(guide, problem)
         self.name = type(self.guide).__name__
         model_args = (problem.args, problem.kwargs)
-        with numpyro_handlers.block(), numpyro_handlers.seed(rng_seed=rng_key):
-            if self.guide.prototype_trace is None:
-                self.guide._setup_prototype(*model_args[0], **model_args[1])
+        if problem.start is not None and hasattr(self.guide, "start_at"):
+            scales = problem.unpack(jnp.asarray(problem.start.scale))
+            locs = problem.unpack(jnp.asarray(problem.start.loc))
+            self.guide.start_at({k: (locs[k], scales[k]) for k in problem.improper})
+        if self.guide.prototype_trace is None:
+            plain = self.guide.model
+            # The guide takes over the coordinates of the problem.
+            if problem.has_charts:
+                priors = {site.name: site.prior for site in problem.sites}
+                self.guide.model = charts(plain, priors)
+            try:
+                with numpyro_handlers.block(), numpyro_handlers.seed(rng_seed=rng_key):
+                    self.guide._setup_prototype(*model_args[0], **model_args[1])
+            finally:
+                self.guide.model = plain
         _check_sites(self.guide, problem)
         problem.order_sites(list(self.guide._init_locs))
+        if self.guide is not guide:
+            _begin_at(self.guide, problem)
         sites = self._param_sites(rng_key)
         self.transforms = {
             name: biject_to(site["kwargs"].get("constraint", constraints.real))
@@ -89,6 +104,20 @@ class GuideFunctions:
             k: self.transforms[k](v) if k in self.transforms else v
             for k, v in params.items()
         }
+
+    def step_sizes(self, params: Params) -> Params:
+        """The number that makes a weight of each parameter; one in other guides.
+
+        See `AutoFlow.step_sizes`. Arrays of its shape, so that they travel with it.
+        """
+        sizes = jax.tree.map(lambda _: 1.0, params)
+        if hasattr(self.guide, "step_sizes"):
+            sizes |= self.guide.step_sizes(params)
+        return jax.tree.map(
+            lambda x, size: jnp.broadcast_to(jnp.asarray(size, x.dtype), x.shape),
+            params,
+            sizes,
+        )
 
     @property
     def components(self) -> Any:
@@ -178,12 +207,30 @@ def _as_instance(guide: Any, problem: Problem) -> Any:
     return guide
 
 
+def _begin_at(guide: Any, problem: Problem) -> None:
+    """Let a guide of NumPyro that was made here begin where improper priors do."""
+    if problem.start is None:
+        return
+    locs = problem.unpack(jnp.asarray(problem.start.loc))
+    if isinstance(guide, autoguide.AutoNormal):
+        guide._init_locs = {k: locs[k] for k in guide._init_locs}
+    elif not hasattr(guide, "start_at"):
+        guide._init_latent = jnp.asarray(problem.start.loc)
+
+
 def _check_sites(guide: Any, problem: Problem) -> None:
     """Refuse a guide that was built for another model."""
     expected = {site.name: site.unconstrained_shape for site in problem.sites}
     found = {name: jnp.shape(value) for name, value in guide._init_locs.items()}
     if found == expected:
         return
+    for site in problem.sites:
+        if not site.is_kept.all() and found.get(site.name) == site.shape:
+            raise ValueError(
+                f"The guide {type(guide).__name__} has met its model outside of EPI, "
+                f"with masked elements of `{site.name}` among its latents. Pass the "
+                "guide's class, or use `numpyro_epi.guides.AutoRealNVP`."
+            )
     extra = sorted(set(found) - set(expected))
     missing = sorted(set(expected) - set(found))
     raise ValueError(

@@ -102,7 +102,7 @@ class Options:
     anchor: float = 1.0
     stat_gradient: str = "auto"
     schedule: PublishedSchedule | None = None
-    on_invalid: str = "raise"
+    on_invalid: str = "auto"
     progress_bar: bool = True
     mesh: Any = None
 
@@ -125,7 +125,7 @@ class Options:
         _check_choice("warm_start", self.warm_start, ("auto", True, False))
         gradients = ("auto", "reverse", "forward", "score", "replay")
         _check_choice("stat_gradient", self.stat_gradient, gradients)
-        _check_choice("on_invalid", self.on_invalid, ("raise", "mask"))
+        _check_choice("on_invalid", self.on_invalid, ("auto", "raise", "mask"))
         _check_choice("progress_bar", self.progress_bar, (True, False))
         if self.penalty_growth < 1:
             raise ValueError(
@@ -166,6 +166,14 @@ class Options:
                 f"`num_particles` must be a multiple of the {size} devices along the "
                 f"first axis of `mesh`, but got {self.num_particles}."
             )
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether the target is the prior restricted to latents that can be simulated.
+
+        With "auto", as long as few fail.
+        """
+        return self.on_invalid != "raise"
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import random, vmap
+from jax import random
 
-from numpyro_epi._math.constraints import Targets, deviations
+from numpyro_epi._math.constraints import Targets
 from numpyro_epi._train.problem import Problem
 
 # A wrong pathwise gradient is one that misses this share of the true one...
@@ -37,6 +37,27 @@ MAX_REPLAY_LATENTS = 12
 MAX_FORWARD_LATENTS = 8
 # Pathwise gradients this much noisier than differences are those of a chaotic system.
 MAX_NOISE_RATIO = 100.0
+# Share of failures beyond which the edge of what can be simulated matters: derivatives
+# inside do not see it.
+MAX_PATHWISE_INVALID = 1e-3
+
+
+class PilotLook(NamedTuple):
+    """How derivatives compare with differences.
+
+    Attributes:
+        missed: share of the change that derivatives miss; 0 where not significant.
+        z_score: of `missed`.
+        non_finite: share of draws whose derivatives are not finite.
+        noise: ratio of the variances of derivatives and differences.
+        invalid: share of draws that cannot be simulated, on one side or the other.
+    """
+
+    missed: float
+    z_score: float
+    non_finite: float
+    noise: float
+    invalid: float
 
 
 class GradientHealth(NamedTuple):
@@ -45,8 +66,9 @@ class GradientHealth(NamedTuple):
     Attributes:
         choice: "reverse", "forward", "score" or "replay".
         reason: why, in words.
-        missed: share of the change of the statistics that their derivative misses.
-        non_finite: share of pilot draws whose derivative is not finite.
+        missed: share of the change of the statistics that their derivative misses; NaN
+            if that was not looked at, because no derivative is used.
+        non_finite: share of pilot draws whose derivative is not finite; NaN likewise.
     """
 
     choice: str
@@ -55,64 +77,20 @@ class GradientHealth(NamedTuple):
     non_finite: float
 
     @property
+    def is_known(self) -> bool:
+        """Whether derivatives were looked at."""
+        return not np.isnan(self.missed)
+
+    @property
     def is_trusted(self) -> bool:
         """Whether derivatives of the statistics tell how they change."""
         return self.missed <= MISSED_SHARE and self.non_finite <= MAX_NON_FINITE
 
 
-def make_pilot(problem: Problem, has_var: np.ndarray) -> Callable:
-    """Paired differences and derivatives along coordinate directions.
-
-    Returns:
-        A function of (u of shape (n, D), step sizes (D,), direction indices (n,), keys
-        (n,), uniforms in (-1, 1) (n,), targets), giving differences and derivatives,
-        both of shape (n, K).
-    """
-
-    def stat(u: jax.Array, key: jax.Array, targets: Targets) -> jax.Array:
-        return deviations(problem.simulate(u, key).stats, targets, has_var)
-
-    def one(u, steps, direction, key, where, targets):  # noqa: ANN001, ANN202
-        size = steps[direction]
-        unit = jnp.zeros_like(u).at[direction].set(1.0)
-        # As one batch: simulations next to each other can hang, see `lapack`.
-        places = u + size * jnp.stack([1.0, -1.0, where])[:, None] * unit
-        stats, slopes = look(lambda v: stat(v, key, targets), places, unit)
-        return (stats[0] - stats[1]) / 2.0, slopes[2] * size
-
-    look = _backward if problem.derivatives.forward else _forward
-    return jax.jit(vmap(one, in_axes=(0, None, 0, 0, 0, None)))
-
-
-def _forward(
-    fn: Callable, places: jax.Array, unit: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Values at places (n, D) and derivatives along a unit vector, shapes (n, K)."""
-    return jax.jvp(vmap(fn), (places,), (jnp.broadcast_to(unit, places.shape),))
-
-
-def _backward(
-    fn: Callable, places: jax.Array, unit: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The same in reverse mode, one pass for each statistic."""
-
-    def both(v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        value = fn(v)
-        return value, value
-
-    jacobian, values = vmap(jax.jacrev(both, has_aux=True))(places)
-    return values, jacobian @ unit
-
-
 def check_gradient(
     problem: Problem, pilot: Callable, u: np.ndarray, targets: Targets, key: jax.Array
-) -> tuple[float, float, float, float]:
-    """Compare derivatives with differences around draws u, shape (n, D).
-
-    Returns:
-        Share of the change that derivatives miss (0 where not significant), its
-        z-score, share of non-finite derivatives, ratio of their variances.
-    """
+) -> PilotLook:
+    """Compare derivatives with differences around draws u, shape (n, D)."""
     num, dim = u.shape
     steps = 0.2 * np.maximum(u.std(axis=0), 1e-6)
     key_noise, key_where = random.split(key)
@@ -130,9 +108,10 @@ def check_gradient(
     is_simulated = np.isfinite(differences).all(1)
     is_finite = np.isfinite(slopes).all(1)
     non_finite = float((is_simulated & ~is_finite).sum() / max(is_simulated.sum(), 1))
+    invalid = float(1.0 - is_simulated.mean())
     rows = is_simulated & is_finite
     if rows.sum() < 50:
-        return 0.0, 0.0, non_finite, 1.0
+        return PilotLook(0.0, 0.0, non_finite, 1.0, invalid)
     u, differences, slopes = u[rows], differences[rows], slopes[rows]
     coordinate = (u - u.mean(0)) / u.std(0)
     along = coordinate[np.arange(len(u)), directions[rows]]
@@ -162,7 +141,7 @@ def check_gradient(
     ratio = slopes.var(0) / np.maximum(differences.var(0), 1e-12)
     moving = differences.var(0) > 0
     noise = float(ratio[moving].min()) if moving.any() else 1.0
-    return missed, z_score, non_finite, noise
+    return PilotLook(missed, z_score, non_finite, noise, invalid)
 
 
 def choose_gradient(
@@ -176,65 +155,81 @@ def choose_gradient(
     can_score: bool,
     can_replay: bool = False,
     masks_invalid: bool = False,
+    leaves_out: bool = False,
 ) -> GradientHealth:
     """Decide how to differentiate the statistics.
 
     Args:
         problem: the model.
-        pilot: from `make_pilot`.
+        pilot: from `slopes.make_pilot`.
         u: draws around which to look, shape (n, D).
         targets: of the statistics.
         key: random key.
         requested: the option `stat_gradient`.
         can_score: whether the guide has the density that a score needs.
         can_replay: whether the guide is near its target and changes slowly.
-        masks_invalid: whether failed simulations are left out.
+        masks_invalid: whether any number of failed simulations is left out.
+        leaves_out: whether a few of them are.
     """
     cost, derivatives = problem.cost, problem.derivatives
     if requested in ("forward", "reverse"):
         derivatives.check(requested, option="stat_gradient")
-    is_forward = cost.has_loop and problem.num_latents <= MAX_FORWARD_LATENTS
-    pathwise = "forward" if is_forward else "reverse"
-    other = "reverse" if is_forward else "forward"
-    found = (0.0, 0.0, 0.0, 1.0)
-    if not derivatives.has_any:
-        if not can_score:
-            raise ValueError(
-                "Expected a model that can be differentiated, because this guide has "
-                "no density at given points, but JAX refuses derivatives in both "
-                f"modes: {derivatives.reverse} Use `numpyro_epi.guides.AutoRealNVP`."
-            )
-        found = (1.0, np.inf, 0.0, 1.0)
-    else:
-        if derivatives.reason_against(pathwise):
-            pathwise = other
-        found = check_gradient(problem, pilot, u, targets, key)
-    missed, z_score, non_finite, noise = found
-    is_dear = cost.num_operations >= MIN_REPLAY_OPERATIONS
-    is_small = problem.num_latents <= MAX_REPLAY_LATENTS
-    if requested == "auto" and can_score and can_replay and is_dear and is_small:
+    if not derivatives.has_any and not can_score:
+        raise ValueError(
+            "Expected a model that can be differentiated, because this guide has "
+            "no density at given points, but JAX refuses derivatives in both "
+            f"modes: {derivatives.reverse} Use `numpyro_epi.guides.AutoRealNVP`."
+        )
+    unseen = (np.nan, np.nan)
+    if requested == "auto" and can_score and can_replay and is_dear(problem):
         why = f"few latents, and {cost.num_operations:.1g} operations per simulation"
-        return GradientHealth("replay", why, missed, non_finite)
+        if cost.has_callback:
+            why = "simulations leave JAX in a callback, and are kept"
+        return GradientHealth("replay", why, *unseen)
     if masks_invalid and requested != "replay":
         why = "failed simulations are masked, which moves the edge of the target"
-        return GradientHealth("score", why, missed, non_finite)
-    if requested != "auto":
-        return GradientHealth(requested, "as requested", missed, non_finite)
-    reason = ""
+        return GradientHealth("score", why, *unseen)
+    if requested in ("score", "replay"):
+        return GradientHealth(requested, "as requested", *unseen)
     if not derivatives.has_any:
-        reason = "JAX cannot differentiate the model"
-    elif non_finite > MAX_NON_FINITE:
-        reason = f"{non_finite:.1%} of the derivatives are not finite"
-    elif missed > MISSED_SHARE:
-        reason = (
-            f"derivatives miss {missed:.0%} of the change of a statistic (z = "
-            f"{z_score:.0f}): it jumps"
-        )
-    elif noise > MAX_NOISE_RATIO:
-        reason = f"derivatives are {noise:.0f} times noisier than differences"
+        return GradientHealth("score", "JAX cannot differentiate the model", *unseen)
+    look = check_gradient(problem, pilot, u, targets, key)
+    seen = look.missed, look.non_finite
+    if leaves_out and can_score and look.invalid > MAX_PATHWISE_INVALID:
+        why = f"{look.invalid:.1%} of the simulations fail, and derivatives do not see"
+        return GradientHealth("score", f"{why} that edge", *seen)
+    if requested != "auto":
+        return GradientHealth(requested, "as requested", *seen)
+    reason = _distrust(look)
     if reason and can_score:
-        return GradientHealth("score", reason, missed, non_finite)
+        return GradientHealth("score", reason, *seen)
+    is_forward = cost.has_loop and problem.num_latents <= MAX_FORWARD_LATENTS
+    choice = "forward" if is_forward else "reverse"
     why = "few latents and a long simulation" if is_forward else "smooth"
-    if is_forward != (pathwise == "forward"):
-        why = f"the model has no derivatives in {other} mode"
-    return GradientHealth(pathwise, reason or why, missed, non_finite)
+    if derivatives.reason_against(choice):
+        why = f"the model has no derivatives in {choice} mode"
+        choice = "reverse" if is_forward else "forward"
+    return GradientHealth(choice, reason or why, *seen)
+
+
+def is_dear(problem: Problem) -> bool:
+    """Whether simulations are worth keeping, and can be used again."""
+    if problem.cost.has_callback:
+        # In 32 latents replay costs 0.05 nats, and makes a sixth of the calls.
+        return True
+    is_small = problem.num_latents <= MAX_REPLAY_LATENTS
+    return is_small and problem.cost.num_operations >= MIN_REPLAY_OPERATIONS
+
+
+def _distrust(look: PilotLook) -> str:
+    """Why derivatives cannot be trusted, if they cannot."""
+    if look.non_finite > MAX_NON_FINITE:
+        return f"{look.non_finite:.1%} of the derivatives are not finite"
+    if look.missed > MISSED_SHARE:
+        return (
+            f"derivatives miss {look.missed:.0%} of the change of a statistic, or of "
+            f"log L (z = {look.z_score:.0f}): it jumps"
+        )
+    if look.noise > MAX_NOISE_RATIO:
+        return f"derivatives are {look.noise:.0f} times noisier than differences"
+    return ""

@@ -13,14 +13,36 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import random
 from numpyro import handlers as numpyro_handlers
 from numpyro.infer.util import compute_log_probs
 
+from numpyro_epi._charts import Charted
+from numpyro_epi._coordinates import with_centre
 from numpyro_epi._math.constraints import ConstraintTable
-from numpyro_epi._sites import Latent, find_latents, trace_model
+from numpyro_epi._sites import (
+    Latent,
+    draw_improper,
+    find_latents,
+    is_improper,
+    is_latent,
+    trace_model,
+)
 from numpyro_epi._train.cost import Cost
+from numpyro_epi._train.dependence import depends_on_last
 from numpyro_epi._train.derivatives import Derivatives
+from numpyro_epi._train.improper import find_start
+from numpyro_epi._train.likelihood_noise import DataSites, LikelihoodNoise, stack_of
+from numpyro_epi._train.minibatches import (
+    Elements,
+    Minibatches,
+    choose_elements,
+    first_elements,
+    run_with,
+)
+from numpyro_epi._train.params import check_untrained, untrained
+from numpyro_epi._train.start import Start
 from numpyro_epi.handlers import collect, noise
 
 # Beyond this, float32 cannot tell a bounded latent from its bound.
@@ -57,15 +79,20 @@ class Problem:
         self.model = model
         self.args = args
         self.kwargs = kwargs
-        trace, properties, self.uses_random_keys = self._inspect(rng_key)
+        trace, properties, noisy, parameters = self._inspect(rng_key)
         self.sites: tuple[Latent, ...] = tuple(
             find_latents(noise(model), args, kwargs).values()
         )
         if not self.sites:
             raise ValueError(
                 "The model has no latents to infer. Add `numpyro.sample` sites with "
-                "continuous priors."
+                "continuous priors, which are neither masked nor noise."
             )
+        names = {site.name for site in self.sites}
+        # Sites of which a mask keeps nothing, or whose coordinates are not NumPyro's.
+        self.has_charts = any(isinstance(s.prior, Charted) for s in self.sites) or any(
+            is_latent(msg) and name not in names for name, msg in trace.items()
+        )
         self.has_likelihood = any(
             site["type"] == "sample" and site["is_observed"] for site in trace.values()
         )
@@ -76,19 +103,35 @@ class Problem:
             p.stat.dtype for p in properties.values() for _ in range(p.stat.size)
         )
         self.num_latents = sum(site.num_coordinates for site in self.sites)
+        # Behind the cuts of circles; see `circles`.
+        self.num_pilot_simulations = 0
         self.can_sample_prior = all(site.has_density for site in self.sites)
+        self.improper = tuple(s.name for s in self.sites if is_improper(s.prior))
+        self.start: Start | None = None
+        # Elements of a plate inside of a `scan` are drawn out of sight of handlers.
+        frames = {f.name for msg in trace.values() for f in stack_of(msg)}
+        self.uses_random_keys = noisy.is_noisy or bool(frames - trace.keys())
+        self._data_sites = DataSites.of(trace, noisy.subsampled)
+        self.minibatches = Minibatches.of(
+            noisy.subsampled, self._run, self.sample_prior
+        )
+        check_untrained(self, parameters)
+        self.start = find_start(self) if self.improper else None
 
-    def _inspect(self, rng_key: jax.Array) -> tuple[dict, dict, bool]:
+    def _inspect(self, rng_key: jax.Array) -> tuple[dict, dict, noise, dict]:
         """Trace the model abstractly: nothing is simulated."""
         found: dict[str, Any] = {}
 
         def run(key: jax.Array) -> None:
-            noisy, collector = noise(self.model), None
+            parameters = untrained(self.model)
+            noisy = noise(parameters)
             collector = collect(noisy)
-            traced = numpyro_handlers.trace(numpyro_handlers.seed(collector, key))
+            seeded = draw_improper(numpyro_handlers.seed(collector, key))
+            traced = numpyro_handlers.trace(seeded)
             found["trace"] = traced.get_trace(*self.args, **self.kwargs)
             found["properties"] = collector.properties
-            found["is_noisy"] = noisy.is_noisy
+            found["noise"] = noisy
+            found["parameters"] = parameters.messages
 
         jax.eval_shape(run, rng_key)
         trace, properties = found["trace"], found["properties"]
@@ -98,19 +141,24 @@ class Problem:
                 "`numpyro_epi.emergent_property(stat, mean=..., var=...)` to it, or "
                 "use `numpyro.infer.SVI`."
             )
-        for name, site in trace.items():
-            if site["type"] in ("param", "mutable"):
-                raise ValueError(
-                    f"The model has a `{site['type']}` site `{name}`, which EPI does "
-                    "not train. Make it a `numpyro.sample` site, or fix it with "
-                    f"`numpyro.handlers.substitute(model, {{'{name}': value}})`."
-                )
-        return trace, properties, found["is_noisy"]
+        return trace, properties, found["noise"], found["parameters"]
 
     def order_sites(self, names: list[str]) -> None:
         """Lay the sites out in u in the order in which a guide does."""
         by_name = {site.name: site for site in self.sites}
+        if self.start is not None:
+            flat = jnp.arange(self.num_latents)
+            columns = {k: np.ravel(v) for k, v in self.unpack(flat).items()}
+            order = np.concatenate([columns[name] for name in names])
+            self.start = self.start.ordered(list(order))
         self.sites = tuple(by_name[name] for name in names)
+
+    def cut_circles(self, centres: Mapping[str, Any]) -> None:
+        """Cut the circles of some sites opposite to these angles."""
+        self.sites = tuple(
+            with_centre(site, centres[site.name]) if site.name in centres else site
+            for site in self.sites
+        )
 
     def unpack(self, u: jax.Array) -> dict[str, jax.Array]:
         """Unconstrained values by site name; u of shape (..., D)."""
@@ -143,11 +191,24 @@ class Problem:
         return jnp.concatenate(parts, axis=-1)
 
     def simulate(self, u: jax.Array, rng_key: jax.Array) -> Simulation:
-        """Run the model once at u, shape (D,), with fresh simulation noise."""
+        """Run the model once at u, shape (D,), with fresh simulation noise.
+
+        Subsampled plates have all their elements where the model is the same with them.
+        """
+        return self._run_with(u, rng_key, self.minibatches.elements)
+
+    def simulate_step(self, u: jax.Array, rng_key: jax.Array) -> Simulation:
+        """The same for a gradient step, which may take minibatches."""
+        return self._run_with(u, rng_key, self.minibatches.step_elements)
+
+    def _run_with(self, u: jax.Array, rng_key: jax.Array, mode: str) -> Simulation:
+        plates = self.minibatches.plates
+        run = run_with(lambda rows: self._run(u, rng_key, rows), plates, mode)
+        return Simulation(*run)
+
+    def _run(self, u: jax.Array, rng_key: jax.Array, elements: Elements) -> Simulation:
         latents, log_det = self.constrain(u)
-        collector = collect(noise(self.model))
-        seeded = numpyro_handlers.seed(collector, rng_key)
-        log_probs, _ = compute_log_probs(seeded, self.args, self.kwargs, latents)
+        collector, log_probs = self._log_probs(latents, rng_key, elements)
         zero = jnp.zeros(())
         log_prior = sum((v for k, v in log_probs.items() if k in latents), zero)
         log_lik = sum((v for k, v in log_probs.items() if k not in latents), zero)
@@ -155,6 +216,39 @@ class Problem:
         return Simulation(
             log_prior + log_det, log_lik, jnp.concatenate(stats).astype(float)
         )
+
+    def _log_probs(
+        self, latents: dict, rng_key: jax.Array, elements: Elements
+    ) -> tuple[collect, dict[str, jax.Array]]:
+        """The properties of a run, and the log densities of its sites."""
+        collector = collect(noise(self.model))
+        seeded = numpyro_handlers.seed(choose_elements(collector, elements), rng_key)
+        return collector, compute_log_probs(seeded, self.args, self.kwargs, latents)[0]
+
+    @cached_property
+    def likelihood_noise(self) -> LikelihoodNoise:
+        """Sources of noise in the log likelihood; read off the model, nothing runs."""
+        minibatches = self.minibatches
+        # Fixed elements keep what else is random apart from the draw of a minibatch.
+        elements = first_elements(minibatches.plates) if minibatches.takes_all else {}
+
+        def terms(u: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+            latents, _ = self.constrain(u)
+            return self._log_probs(latents, key, elements)[1]
+
+        u, key = jnp.zeros(self.num_latents), random.key(0)
+        return self._data_sites.noise(depends_on_last(terms, u, key), minibatches)
+
+    @property
+    def can_start(self) -> bool:
+        """Whether draws of `sample_prior` have a density that is known."""
+        return self.can_sample_prior or all(
+            site.has_density or site.name in self.improper for site in self.sites
+        )
+
+    def log_start(self, u: np.ndarray, log_prior: np.ndarray) -> np.ndarray:
+        """Log density of draws u of `sample_prior`, whose prior has `log_prior`."""
+        return log_prior if self.start is None else self.start.log_prob(u)
 
     def log_prior(self, u: jax.Array) -> jax.Array:
         """Log density of the prior alone; the compiler drops the simulator.
@@ -186,12 +280,15 @@ class Problem:
     def sample_prior(self, rng_key: jax.Array) -> jax.Array:
         """One draw u from the prior, shape (D,); the compiler drops the simulator.
 
-        Sites without a proper prior are drawn uniformly near zero in u.
+        Where a site has no proper prior, it is one from `start` instead.
         """
+        if self.start is not None:
+            return self.start.sample(rng_key)
         trace = trace_model(noise(self.model), rng_key, self.args, self.kwargs)
         u = self.unconstrain({s.name: trace[s.name]["value"] for s in self.sites})
         # A draw that rounds to the edge of its support has an infinite coordinate.
-        return jnp.clip(u, -MAX_COORDINATE, MAX_COORDINATE)
+        # Finite ones may be large: those of a latent without bounds are its values.
+        return jnp.where(jnp.isinf(u), jnp.sign(u) * MAX_COORDINATE, u)
 
     # -- latents given by users -------------------------------------------------------
 

@@ -70,5 +70,7 @@ class RunOutcome(NamedTuple):
     status: list[EPIStatus]
     messages: list[str]
     is_noisy: bool
+    has_noisy_likelihood: bool
     num_simulations: int
+    num_invalid: int
     seconds: float

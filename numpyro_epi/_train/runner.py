@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from numpyro_epi._train.agreement import NUM_DRAWS, Agreement
 from numpyro_epi._train.approach import Approach
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
@@ -81,7 +82,9 @@ class Runner:
             before = self.state
             record = self.run_epoch(stat_gradient, progress)
             is_lost = self._judge(record)
-            self.state = update_duals(self.state, self.records, self.options)
+            self.state = update_duals(
+                self.state, self.records, self.options, self.simulations.shares
+            )
             if is_lost.any() and num_retreats < MAX_RETREATS:
                 self.state = retreat(is_lost, before, self.state)
                 num_retreats += 1
@@ -187,19 +190,39 @@ class Runner:
         progress.show(record)
         return record
 
+    def _start(self, agreement: Agreement) -> EPIState:
+        """The state after a warm start, with targets that agree with each other."""
+        while True:
+            self.approach = Approach(self.engine, self.simulations)
+            keys = self.simulations.next_keys()
+            fresh = self.simulations.init_state(keys)
+            state = self.approach.warm_start(fresh)
+            if not agreement.must_start_over(self.approach.law_draws(NUM_DRAWS)):
+                return state
+
+    def _guide_draws(self, agreement: Agreement) -> np.ndarray | None:
+        """Draws of the guides, if there were none of the law."""
+        if agreement.is_settled:
+            return None
+        keys = self.simulations.keys
+        return self.engine.chunks.draws(self.state.params, keys, NUM_DRAWS)[0]
+
     def run(self) -> RunOutcome:
         """The whole run."""
-        simulations, approach = self.simulations, self.approach
+        simulations = self.simulations
         pilot_u = simulations.pilot()
-        state = self.engine.init_state(
-            simulations.next_keys(), simulations.table.targets
-        )
-        state = approach.warm_start(state)
-        gradient = approach.choose_gradient(state, pilot_u)
+        agreement = Agreement(self.engine, simulations)
+        state = self._start(agreement)
+        gradient = self.approach.choose_gradient(state, pilot_u)
         self.state = state
         ended = None
         with Progress(self.options) as progress:
-            self.state = approach.steer(state, gradient.choice)
+            self.state = self.approach.steer(state, gradient.choice)
+            while agreement.must_start_over(self._guide_draws(agreement)):
+                state = self._start(agreement)
+                self.state = self.approach.steer(state, gradient.choice)
+            self.state = self.state._replace(penalty=simulations.penalty)
+            agreement.warn()
             if self.options.schedule is not None:
                 ended = train_published(self, gradient.choice, progress)
             else:
@@ -215,8 +238,9 @@ class Runner:
             self.final = simulations.evaluate_finally(
                 state.average, is_decided=is_decided
             )
+        simulations.failures.tell()
         ev, scores = self.final
-        duals = final_duals(simulations, approach.sampler, state, ev)
+        duals = final_duals(simulations, self.approach.sampler, state, ev)
         verdicts = [
             final_verdict(
                 simulations,
@@ -226,6 +250,9 @@ class Runner:
             )
             for r, s in enumerate(scores)
         ]
+        problem = agreement.look_back(ev.stats)
+        if problem is not None and not progress.interrupted:
+            verdicts = [(EPIStatus.UNREACHABLE, problem)] * self.num_restarts
         return RunOutcome(
             state=state,
             records=self.records,
@@ -233,11 +260,13 @@ class Runner:
             scores=scores,
             table=simulations.table,
             duals=duals,
-            warm_starts=approach.starts,
+            warm_starts=self.approach.starts,
             gradient=gradient,
             status=[v[0] for v in verdicts],
             messages=[v[1] for v in verdicts],
             is_noisy=simulations.is_noisy,
+            has_noisy_likelihood=simulations.has_noisy_likelihood,
             num_simulations=simulations.num_simulations,
+            num_invalid=simulations.failures.num,
             seconds=time.perf_counter() - self.start,
         )

@@ -161,9 +161,15 @@ def law_multipliers(state: EPIState, record: EpochRecord) -> EPIState:
 
 
 def update_duals(
-    state: EPIState, records: Sequence[EpochRecord], options: Options
+    state: EPIState,
+    records: Sequence[EpochRecord],
+    options: Options,
+    shares: np.ndarray | float = 1.0,
 ) -> EPIState:
-    """Update multipliers and penalties."""
+    """Update multipliers and penalties; copies share both, by `shares`, shape (K,).
+
+    Five that took a whole Newton step each would go five times as far, never to arrive.
+    """
     is_swinging = swings(records, options)
     penalty = np.asarray(state.penalty)
     multipliers, penalties = [], []
@@ -176,14 +182,14 @@ def update_duals(
                 np.asarray(state.multipliers[r]),
                 penalty[r],
                 violation,
-                np.where(is_off, scores.variance, np.inf),
+                np.where(is_off, scores.variance / shares, np.inf),
             )
         )
-        previous = None
+        base, previous = float((penalty[r] / shares)[0]), None
         if len(records) > 1:
             previous = records[-2].violation[r]
         grown = grow_penalty(
-            float(penalty[r, 0]),
+            base,
             violation,
             scores.violation_error,
             previous,
@@ -194,9 +200,8 @@ def update_duals(
         )
         if is_swinging[r]:
             # A strong pull on a violation that lags behind the guide is what swings.
-            low = min(options.penalty, float(penalty[r, 0]))
-            grown = max(CALM * float(penalty[r, 0]), low)
-        penalties.append(np.full_like(penalty[r], grown))
+            grown = max(CALM * base, min(options.penalty, base))
+        penalties.append(grown * shares * np.ones_like(penalty[r]))
     return state._replace(
         multipliers=jnp.asarray(np.stack(multipliers), float),
         penalty=jnp.asarray(np.stack(penalties), float),

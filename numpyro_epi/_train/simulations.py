@@ -12,20 +12,24 @@ from jax import random
 
 from numpyro_epi._math.constraints import deviations
 from numpyro_epi._math.convergence import violation_with_error
+from numpyro_epi._math.noisy import MAX_VARIANCE, MIN_REPEATS, Averager
 from numpyro_epi._train.chunks import Evaluation, split_keys
 from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.failures import Failures
 from numpyro_epi._train.precision import check_latents, check_statistics
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import is_met, is_within
-from numpyro_epi._train.status import (
-    InvalidStatisticError,
-    SeenRange,
-    first_invalid_label,
-)
+from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.status import SeenRange
 from numpyro_epi._train.warm_start import Pool
 
+# Prior draws at which a run looks first.
+NUM_PILOT = 2000
 # Simulations of each anchor draw where statistics are noisy.
 NUM_REPEATS = 16
+# At most, where the log likelihood is noisy: more is dearer than training; and how many
+# times as many may be missing before its noise is known to be too large for weights.
+MAX_REPEATS, HOPELESS = 128, 8
 # Of the evaluation draws, where a heavy tail calls for more.
 MAX_EVALUATION_FACTOR = 4
 
@@ -40,10 +44,18 @@ class Simulations:
     Attributes:
         table: constraints, with scales from `pilot` where no variance gives one.
         seen: range of the statistics so far.
+        failures: those that failed so far.
         num_simulations: how many there were.
         is_noisy: whether statistics differ from one simulation to the next.
         log_likelihood_dtype: in which log likelihoods are computed.
         largest_seen: largest |T| of each constraint over the draws of the pilot, (K,).
+        is_likelihood_noisy: whether log likelihoods do; not those of minibatches of
+            which simulations take all elements.
+        num_repeats: simulations of each draw of a pool.
+        has_weights: whether so many average over the noise of the log likelihood well
+            enough for importance weights.
+        shares: of each constraint in a penalty that it has with its copies, shape (K,).
+        pilot_stats: statistics of the pilot that are finite, shape (n, S).
     """
 
     def __init__(self, engine: Engine, rng_key: jax.Array) -> None:
@@ -55,10 +67,34 @@ class Simulations:
         self.num_restarts = self.options.num_restarts
         self.keys = random.split(rng_key, self.num_restarts)
         self.seen = SeenRange(self.table.num_statistics)
-        self.num_simulations = 0
+        self.failures = Failures(self.problem, self.options.on_invalid)
+        self.num_simulations = engine.problem.num_pilot_simulations
         self.is_noisy = False
         self.log_likelihood_dtype = np.dtype(np.float32)
         self.largest_seen = np.full(self.table.num_constraints, np.inf)
+        self.is_likelihood_noisy = False
+        self.num_repeats = 1
+        self.has_weights = True
+        self.shares = np.ones(self.table.num_constraints)
+        self.pilot_stats = np.zeros((0, self.table.num_statistics))
+
+    @property
+    def has_noisy_likelihood(self) -> bool:
+        """Whether the log likelihood of the model, as it is written, is noisy."""
+        return self.is_likelihood_noisy or self.problem.minibatches.are_noisy
+
+    def init_state(self, keys: jax.Array) -> EPIState:
+        """Untrained guides at the targets of the run, with shared penalties."""
+        state = self.engine.init_state(keys, self.table.targets)
+        return state._replace(penalty=self.penalty)
+
+    @property
+    def penalty(self) -> jax.Array:
+        """First penalty coefficients, shape (R, K)."""
+        shape = (self.num_restarts, self.shares.size)
+        return jnp.broadcast_to(
+            jnp.asarray(self.options.penalty * self.shares, float), shape
+        )
 
     def next_keys(self) -> jax.Array:
         """Fresh keys, one for each restart."""
@@ -78,14 +114,7 @@ class Simulations:
         is_valid = np.isfinite(stats).all(axis=-1) & np.isfinite(log_lik)
         self.num_simulations += is_valid.size
         self.seen.add(stats.reshape(-1, stats.shape[-1]))
-        if is_valid.all():
-            return is_valid
-        if self.options.on_invalid == "raise" or not is_valid.any():
-            where = tuple(np.argwhere(~is_valid)[0])
-            latents, _ = self.problem.constrain(jnp.asarray(u[where]))
-            latents = jax.tree.map(np.asarray, latents)
-            label = first_invalid_label(self.table, stats[where])
-            raise InvalidStatisticError(label, float(1.0 - is_valid.mean()), latents)
+        self.failures.note(u, stats, is_valid, self.table)
         return is_valid
 
     # -- pools ------------------------------------------------------------------------
@@ -96,11 +125,12 @@ class Simulations:
         Returns:
             Draws u, shape (R, n, D).
         """
-        num = min(2000, self.options.warm_start_size)
+        num = min(NUM_PILOT, self.options.warm_start_size)
         u = self.engine.chunks.prior_draws(self.next_keys(), num)
         sim = self.engine.chunks.simulate(u, self.next_keys())
         is_valid = self.note(u, sim.log_likelihood, sim.stats)
-        self.table = self.table.with_scale(sim.stats[is_valid])
+        self.pilot_stats = sim.stats[is_valid]
+        self.table = self.table.with_scale(self.pilot_stats)
         self.check_precision(u)
         self.log_likelihood_dtype = sim.log_likelihood.dtype
         devs = np.abs(self.deviations(sim.stats))[is_valid]
@@ -108,9 +138,10 @@ class Simulations:
         if self.problem.uses_random_keys:
             again = self.engine.chunks.simulate(u, self.next_keys())
             self.num_simulations += is_valid.size
-            both = np.isfinite(again.stats) & np.isfinite(sim.stats)
-            differs = again.stats != sim.stats
-            self.is_noisy = bool((differs & both).any())
+            self.is_noisy = differs(sim.stats, again.stats)
+            change = np.asarray(again.log_likelihood, float) - sim.log_likelihood
+            self.is_likelihood_noisy = differs(sim.log_likelihood, again.log_likelihood)
+            self._plan_repeats(0.5 * change[np.isfinite(change)] ** 2)
         return u
 
     def check_precision(self, u: np.ndarray) -> None:
@@ -119,32 +150,47 @@ class Simulations:
         latents, _ = self.problem.constrain(jnp.asarray(u[0]))
         check_latents(jax.tree.map(np.asarray, latents))
 
+    def _plan_repeats(self, variance: np.ndarray) -> None:
+        """How many simulations a pool needs, from variances of log L at prior draws.
+
+        A typical one counts: they can be huge far from the data.
+        """
+        self.num_repeats = 2 if self.is_noisy else 1
+        if self.is_likelihood_noisy:
+            # Of one degree of freedom, with a median of 0.455.
+            wanted = np.median(variance) / 0.455 / MAX_VARIANCE
+            self.has_weights = bool(wanted <= HOPELESS * MAX_REPEATS)
+            self.num_repeats = int(np.clip(np.ceil(wanted), MIN_REPEATS, MAX_REPEATS))
+
     def simulate_pool(self, u: np.ndarray) -> Pool:
         """Simulate draws of all restarts; the result has a leading axis R.
 
-        Noisy statistics are averaged over two simulations of each draw.
+        Noisy statistics are averaged over two simulations of each draw, a noisy log
+        likelihood over more.
         """
-        return self._simulate_repeatedly(u, 2 if self.is_noisy else 1)[0]
+        return self._simulate_repeatedly(u, self.num_repeats)[0]
 
     def simulate_many(self, u: np.ndarray) -> tuple[Pool, np.ndarray]:
         """The same with many simulations, and the covariance of their averages."""
-        pool, devs = self._simulate_repeatedly(u, NUM_REPEATS)
-        centred = devs - pool.deviations
-        scale = NUM_REPEATS * (NUM_REPEATS - 1)
-        return pool, np.einsum("srnj,srnk->rnjk", centred, centred) / scale
+        num = max(NUM_REPEATS, self.num_repeats)
+        return self._simulate_repeatedly(u, num, has_covariance=True)
 
     def _simulate_repeatedly(
-        self, u: np.ndarray, num_repeats: int
+        self, u: np.ndarray, num_repeats: int, *, has_covariance: bool = False
     ) -> tuple[Pool, np.ndarray]:
-        """Averages over simulations, and T of each, shape (num_repeats, R, n, K)."""
-        sims, is_valid = [], np.ones(u.shape[:-1], bool)
+        """Averages over simulations, and the covariance of those of T if wanted."""
+        averager = Averager(has_covariance=has_covariance)
+        is_valid = np.ones(u.shape[:-1], bool)
         for _ in range(num_repeats):
             sim = self.engine.chunks.simulate(u, self.next_keys())
-            sims.append(sim)
             is_valid &= self.note(u, sim.log_likelihood, sim.stats)
-        devs = np.stack([self.deviations(sim.stats) for sim in sims])
-        log_lik = np.mean([sim.log_likelihood for sim in sims], axis=0)
-        return Pool(u, sims[0].log_prior, log_lik, devs.mean(0), is_valid), devs
+            log_lik = np.where(np.isfinite(sim.log_likelihood), sim.log_likelihood, 0.0)
+            averager.add(log_lik, self.deviations(sim.stats))
+        found = averager.averages()
+        pool = Pool(u, sim.log_prior, found.log_likelihood, found.deviations, is_valid)
+        if self.is_likelihood_noisy:
+            pool.noise = found.variance
+        return pool, found.covariance
 
     # -- draws of the guide -----------------------------------------------------------
 
@@ -203,3 +249,9 @@ class Simulations:
             )
             scores = self.scores(ev)
         return ev, scores
+
+
+def differs(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two simulations of the same draws differ where both are finite."""
+    both = np.isfinite(first) & np.isfinite(second)
+    return bool(((first != second) & both).any())

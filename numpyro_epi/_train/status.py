@@ -11,6 +11,9 @@ import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
 
+# What to do where failures are many.
+TOO_MANY = 'pass `on_invalid="mask"` to `EPI` if they are more than 5%'
+
 
 class EPIStatus(StrEnum):
     """How a run ended.
@@ -32,7 +35,10 @@ class EPIStatus(StrEnum):
 
 
 class InvalidStatisticError(RuntimeError):
-    """Simulations returned NaN or infinite statistics and `on_invalid="raise"`.
+    """Too many simulations returned NaN or infinite statistics.
+
+    One is too many with `on_invalid="raise"`; more than 5% of them, by three standard
+    errors, with "auto"; all of them with "mask".
 
     Attributes:
         site: name of the first offending statistic or "log likelihood".
@@ -40,32 +46,62 @@ class InvalidStatisticError(RuntimeError):
         example: latents of one failed simulation, by site name.
     """
 
-    def __init__(self, site: str, share: float, example: dict) -> None:
+    def __init__(
+        self, site: str, share: float, example: dict, *, limit: float = 0.0
+    ) -> None:
         self.site = site
         self.share = share
         self.example = example
-        shown = ", ".join(
-            f"{name} = {np.array2string(np.asarray(v), precision=4)}"
-            for name, v in example.items()
-        )
-        super().__init__(
-            f"The statistic `{site}` is not finite in {share:.2%} of the simulations, "
-            f"for instance at {shown}. Make the simulator return finite values there, "
+        allowed = f" (at most {limit:.0%} are left out)" if 0.0 < limit < 1.0 else ""
+        fix = (
             'or pass `on_invalid="mask"` to restrict the prior to the latents that can '
             "be simulated."
         )
+        if share == 1.0:
+            fix = "or move the priors of the latents to where it can be simulated."
+        super().__init__(
+            f"The statistic `{site}` is not finite in {share:.2%} of the simulations"
+            f"{allowed}, for instance at {show_latents(example)}. Make the simulator "
+            f"return finite values there, {fix}"
+        )
+
+
+def show_latents(latents: dict) -> str:
+    """Latents by site name, on one line."""
+    return ", ".join(
+        f"{name} = {np.array2string(np.asarray(v), precision=4)}"
+        for name, v in latents.items()
+    )
 
 
 @contextmanager
 def plain_solver_errors() -> Iterator[None]:
-    """Say in plain words that a solver of diffrax gave up, which stops a whole run.
+    """Say in plain words that a solver of diffrax, or a callback, stopped a whole run.
 
-    Under `jax.jit` such errors of Equinox say little, in classes that are not public.
+    Under `jax.jit` such errors of Equinox say little, in classes that are not public;
+    those of callbacks hold the text of a stack trace.
     """
     try:
         yield
+    except NotImplementedError as err:
+        if "vmap_method" not in str(err):
+            raise
+        raise ValueError(
+            "Expected a callback that can be called for a batch of draws, got a "
+            "`jax.pure_callback` without `vmap_method`. Pass it "
+            '`vmap_method="sequential"`, or "expand_dims" if the function takes arrays '
+            "with a leading axis of draws."
+        ) from err
     except RuntimeError as err:
-        if "EquinoxRuntimeError" not in f"{type(err).__name__}: {err}":
+        text = f"{type(err).__name__}: {err}".strip()
+        if "allback" in text and "Traceback" in text:
+            raise RuntimeError(
+                "A simulation ended in an error in its callback, and the run with it: "
+                f"{text.splitlines()[-1].strip()!r}. Expected a function that can be "
+                "called at any draw of the prior. Return NaN where it fails: such "
+                f"draws are then left out ({TOO_MANY})."
+            ) from err
+        if "EquinoxRuntimeError" not in text:
             raise
         first = str(err).strip().split("\n\n", maxsplit=1)[0].splitlines()[-1]
         reason = first.rsplit("RuntimeError: ", maxsplit=1)[-1].strip()
@@ -73,8 +109,9 @@ def plain_solver_errors() -> Iterator[None]:
             "A simulation ended in an error, and the run with it: "
             f"{reason!r}. Expected a model that can be simulated at any draw of "
             "the prior, or that returns NaN where it cannot. For a solver of diffrax: "
-            "pass it `throw=False`, make the statistic NaN where `solution.result` is "
-            'not `diffrax.RESULTS.successful`, and pass `on_invalid="mask"` to `EPI`.'
+            "pass it `throw=False`, and make the statistic NaN where `solution.result` "
+            "is not `diffrax.RESULTS.successful`: such draws are then left out "
+            f"({TOO_MANY})."
         ) from err
 
 

@@ -36,6 +36,7 @@ from numpyro_epi._math.lagrangian import (
     split_half_mean,
     tilt_multipliers,
 )
+from numpyro_epi._train.gate import gated, is_finite
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.problem import Problem, Simulation
 from numpyro_epi._train.state import EPIState, StepInfo
@@ -71,7 +72,7 @@ class Particles(NamedTuple):
 
 def mask_invalid(sim: Simulation) -> tuple[Simulation, jax.Array]:
     """Replace the outputs of failed simulations by zeros, and say which failed."""
-    is_valid = jnp.isfinite(sim.stats).all(-1) & jnp.isfinite(sim.log_likelihood)
+    is_valid = is_finite(sim)
     return sim._replace(
         log_likelihood=jnp.where(is_valid, sim.log_likelihood, 0.0),
         stats=jnp.where(is_valid[..., None], sim.stats, 0.0),
@@ -96,9 +97,14 @@ def linearised(simulate: Callable, num_latents: int) -> Callable:
             out_axes=(None, 0),
         )(jnp.eye(num_latents, dtype=u.dtype))
         change = u - fixed
+        is_valid = is_finite(Simulation(0.0, *values))
         log_lik, stats = (
             lax.stop_gradient(value)
-            + jnp.tensordot(change, lax.stop_gradient(column), axes=1)
+            + jnp.tensordot(
+                change,
+                lax.stop_gradient(jnp.where(is_valid, column, 0.0)),
+                axes=1,
+            )
             for value, column in zip(values, columns, strict=True)
         )
         return Simulation(simulate(u, key).log_prior, log_lik, stats)
@@ -114,7 +120,7 @@ class Objective:
         guide: the guide.
         num_particles: P.
         stat_gradient: "reverse", "forward", "score" or "replay".
-        masks_invalid: whether failed simulations are left out.
+        masks_invalid: whether any number of failed simulations is left out.
         rate: of the moving average of the violation; 1 for none.
         mesh: devices over which the particles are spread, or None.
     """
@@ -139,9 +145,11 @@ class Objective:
         # Only the particles are laid out by hand; the rest is left to the compiler.
         self.mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
         self.has_var = problem.table.has_var
-        simulate = problem.simulate
+        simulate = problem.simulate_step
         if stat_gradient == "forward" and not self.uses_score:
             simulate = linearised(simulate, problem.num_latents)
+        elif not self.uses_score:
+            simulate = gated(simulate)
         self.simulate = simulate
 
     def _spread(self, array: jax.Array) -> jax.Array:

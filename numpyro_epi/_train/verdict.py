@@ -26,10 +26,11 @@ def final_duals(
     """Exact multipliers from pool and evaluation draws, where that can be trusted.
 
     With noisy statistics E[T | z] is not known draw by draw, and a tilt by single
-    simulations is another law: None.
+    simulations is another law: None. The same holds of a noisy log likelihood.
     """
     none: list[DualSolution | None] = [None] * simulations.num_restarts
-    if simulations.is_noisy or not sampler.pools:
+    is_noisy = simulations.is_noisy or simulations.is_likelihood_noisy
+    if is_noisy or not sampler.pools:
         return none
     new = Pool(
         np.asarray(ev.u),

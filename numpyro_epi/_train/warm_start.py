@@ -22,6 +22,7 @@ from numpyro_epi._math.importance import (
     normalize_log_weights,
     systematic_resample,
 )
+from numpyro_epi._math.noisy import MAX_VARIANCE
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Pool:
         log_likelihood: shape (n,).
         deviations: T, shape (n, K); averaged over simulations if there are several.
         is_valid: shape (n,).
+        noise: variance of the averages `log_likelihood`, (n,); None of exact values.
         log_proposals: one row of shape (n,) for each proposal.
         counts: draws taken from each proposal.
     """
@@ -43,12 +45,14 @@ class Pool:
     log_likelihood: np.ndarray
     deviations: np.ndarray
     is_valid: np.ndarray
+    noise: np.ndarray | None = None
     log_proposals: list[np.ndarray] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
 
     def extend(self, other: "Pool") -> None:
         """Append draws; their proposal rows are the caller's to append."""
-        for name in ("u", "log_prior", "log_likelihood", "deviations", "is_valid"):
+        names = ["u", "log_prior", "log_likelihood", "deviations", "is_valid"]
+        for name in names + ["noise"] * (self.noise is not None):
             both = np.concatenate([getattr(self, name), getattr(other, name)])
             setattr(self, name, both)
 
@@ -90,18 +94,24 @@ def solve_pool(
     previous: tuple[np.ndarray, float] | None,
     has_var: np.ndarray,
 ) -> tuple[DualSolution, float]:
-    """Dual solution on a pool, tempered where its effective sample size demands it."""
+    """Dual solution on a pool, tempered where its effective sample size demands it.
+
+    Where the likelihood is too noisy for weights, nothing is gained: distance 1.
+    """
     log_w = pool.log_weights
     start = normalize_log_weights(log_w) @ np.where(
         np.isfinite(log_w)[:, None], pool.deviations, 0.0
     )
-    return solve_dual_tempered(
+    solution, distance = solve_dual_tempered(
         log_w,
         pool.deviations,
         min_ess=min_ess,
         previous=previous,
         paths=moment_paths(start, has_var),
     )
+    if pool.noise is not None and solution.weights @ pool.noise > MAX_VARIANCE:
+        distance = 1.0
+    return solution, distance
 
 
 def split_indices(

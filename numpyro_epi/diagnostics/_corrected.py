@@ -16,6 +16,8 @@ from numpyro.infer import HMC, MCMC
 from numpyro_epi._checks import as_key, describe
 from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._math.psis import MAX_KHAT, pareto_smooth
+from numpyro_epi._train.pilot import GradientHealth, check_gradient
+from numpyro_epi._train.simulations import NUM_PILOT
 from numpyro_epi.diagnostics._mixture import draw_mixture
 from numpyro_epi.result import EPIResult
 
@@ -76,8 +78,9 @@ def corrected_draws(
     the tilted law is nearly a standard one (Hoffman et al., NeuTra-lizing bad geometry,
     2019), in vectorised chains. "auto" takes the first of the two that can be trusted.
 
-    HMC needs deterministic statistics, because with noise the tilted law is defined by
-    E[T | z], which one simulation does not give. It also needs their gradients.
+    HMC needs deterministic statistics and a deterministic log likelihood, because with
+    noise the tilted law is defined by E[T | z] and E[log L | z], which one simulation
+    does not give. It also needs their gradients.
 
     Args:
         result: of a run.
@@ -92,7 +95,8 @@ def corrected_draws(
     Raises:
         TypeError: if `rng_key` is not a key.
         ValueError: if an argument is out of range, or HMC is asked for a result with
-            noisy statistics or one whose gradients are not used.
+            noisy statistics, a noisy log likelihood, or one whose gradients are not
+            used; if the log likelihood is too noisy to weight draws.
         RuntimeError: if no method, or not the one asked for, can be trusted.
         NotImplementedError: if the guide has no density at given points.
     """
@@ -110,10 +114,9 @@ def corrected_draws(
         raise ValueError(f"HMC cannot correct these draws: {why_not}.")
     draw_key, offset_key, hmc_key = random.split(rng_key, 3)
     draws = draw_mixture(result, draw_key, max(4 * num_samples, 4000))
-    devs, covariance = draws.deviations(result.table)
     scaled = result.table.scaled_multipliers(result.multipliers)
-    excess = 0.5 * np.einsum("njk,j,k->n", covariance, scaled, scaled)
-    smooth = pareto_smooth(draws.log_weights - devs @ scaled - excess)
+    log_w, _ = draws.tilted_log_weights(draws.averages(result.table), scaled)
+    smooth = pareto_smooth(log_w)
     weights = np.exp(smooth.log_weights)
     ess = float(1.0 / (weights**2).sum())
     is_good = smooth.khat <= MAX_KHAT and ess >= num_samples
@@ -162,16 +165,48 @@ def corrected_draws(
 
 
 def _why_no_hmc(result: EPIResult) -> str:
+    if result.has_noisy_likelihood:
+        noise = result._engine.problem.likelihood_noise
+        way = "Use `method='importance'`"
+        if noise.plates:
+            plates = ", ".join(f"`{name}`" for name in noise.plates)
+            way += f", or drop `subsample_size` of {plates}"
+        return (
+            f"the log likelihood is noisy ({noise.sources}), and a chain would sample "
+            f"the law of one frozen draw of the noise. {way}"
+        )
     if result.is_noisy:
         return (
             "the statistics are noisy, and the tilted law needs their mean at each "
             "point"
         )
-    if result.gradient.choice == "score" or not result.gradient.is_trusted:
+    if result.gradient.choice == "score":
         return f"the gradient of the statistics is not used ({result.gradient.reason})"
     if result._engine.problem.derivatives.reverse:
         return "JAX cannot differentiate the model in reverse mode"
+    health = _gradient_health(result)
+    if not health.is_trusted:
+        return (
+            f"derivatives miss {health.missed:.0%} of the change of a statistic, and "
+            f"{health.non_finite:.1%} of them are not finite"
+        )
     return ""
+
+
+def _gradient_health(result: EPIResult) -> GradientHealth:
+    """That of the run, or a look at draws of the guide if it had no use for one."""
+    if result.gradient.is_known:
+        return result.gradient
+    if "gradient" not in result._kept:
+        engine, key = result._engine, random.key(0)
+        u = result._draws(key, NUM_PILOT)
+        look = check_gradient(
+            engine.problem, engine.pilot, u, result.table.targets, key
+        )
+        result._kept["gradient"] = result.gradient._replace(
+            missed=look.missed, non_finite=look.non_finite
+        )
+    return result._kept["gradient"]
 
 
 def _distrust(khat: float, ess: float, num_samples: int) -> str:

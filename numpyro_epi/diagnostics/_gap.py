@@ -26,7 +26,7 @@ class DualityGap(NamedTuple):
         objective_error: standard error of `objective`.
         bound_error: standard error of `bound`.
         gap_error: standard error of `gap`.
-        noise_error: for noisy statistics, how far the noise of averaged simulations had
+        noise_error: for noisy simulations, how far the noise of their averages had
             moved `bound` before it was corrected; zero otherwise.
         khat: Pareto shape of the weights; above 0.7 neither bound nor errors can be
             trusted.
@@ -67,11 +67,9 @@ def estimate_log_normalizer(
         table: targets and scales.
         multipliers: in scaled units, shape (K,).
     """
-    devs, covariance = draws.deviations(table)
-    # E[exp(-lambda . average)] is too large by lambda . C lambda / 2, to second order.
-    excess = 0.5 * np.einsum("njk,j,k->n", covariance, multipliers, multipliers)
-    plain = draws.log_weights - devs @ multipliers
-    log_w = plain - excess
+    averages = draws.averages(table)
+    log_w, variance = draws.tilted_log_weights(averages, multipliers)
+    plain = log_w + 0.5 * variance
     top = log_w.max()
     if not np.isfinite(top):
         return LogNormalizer(-np.inf, np.inf, 0.0, np.inf, 0.0)
@@ -128,7 +126,8 @@ def duality_gap_diagnostic(
     Args:
         result: of a run.
         rng_key: random key.
-        num_samples: draws of the mixture n; each is simulated, 32 times if noisy.
+        num_samples: draws of the mixture n; each is simulated, 32 times if noisy, up
+            to 256 times if the log likelihood is.
         multipliers: `{site: (2, *shape)}` or `(1, *shape)`, raw units; those of the
             result by default. Others give a valid but larger bound.
 
@@ -137,13 +136,14 @@ def duality_gap_diagnostic(
 
     Raises:
         TypeError: if `rng_key` is not a key.
-        ValueError: if `num_samples` is below 100, or `multipliers` do not match.
+        ValueError: if `num_samples` is below 100, or `multipliers` do not match, or
+            the log likelihood is too noisy to weight draws.
         NotImplementedError: if the guide has no density at given points.
     """
     table = result.table
     raw = result.multipliers if multipliers is None else multipliers
     scaled = table.scaled_multipliers(raw)
-    draws = draw_mixture(result, rng_key, num_samples)
+    draws = draw_mixture(result, rng_key, num_samples, scaled)
     bound = estimate_log_normalizer(draws, table, scaled)
     objective, error = objective_with_error(result, scaled)
     return DualityGap(

@@ -12,10 +12,15 @@ import numpy as np
 from jax import random
 
 from numpyro_epi._checks import as_key
+from numpyro_epi._math.agreement import disagreeing, free_directions, nearest_targets
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._math.dependence import confirmed_relations
 from numpyro_epi._math.dual import DualSolution, solve_dual, solve_noisy_dual
 from numpyro_epi._math.importance import systematic_resample
+from numpyro_epi._math.noisy import MAX_VARIANCE, log_weight_variance
 from numpyro_epi._math.psis import MAX_KHAT, pareto_smooth
+from numpyro_epi._math.relation_text import describe_relations
+from numpyro_epi._train.agreement import contradiction
 from numpyro_epi.diagnostics._mixture import MixtureDraws, draw_mixture
 from numpyro_epi.result import EPIResult
 
@@ -32,6 +37,9 @@ class ShadowPrices(NamedTuple):
         var_error: standard errors of `var`.
         khat: Pareto shape of the weights; above 0.7 errors cannot be trusted.
         ess: effective number of draws.
+        relations: what holds between statistics in all draws, such as "`b` = 2 `a` +
+            1". Their prices belong to their sum: the smallest ones are given, which
+            share it, and only moving their targets together has them as its cost.
     """
 
     mean: dict[str, np.ndarray]
@@ -40,6 +48,7 @@ class ShadowPrices(NamedTuple):
     var_error: dict[str, np.ndarray]
     khat: float
     ess: float
+    relations: tuple[str, ...] = ()
 
 
 class WhatIf(NamedTuple):
@@ -56,7 +65,8 @@ class WhatIf(NamedTuple):
         khat: Pareto shape of the new weights.
         ess: effective number of draws behind everything here.
         is_trusted: whether the constraints can be met on these draws, with `khat` at
-            most 0.7 and `ess` at least 100; if not, run `EPI` with the new targets.
+            most 0.7, `ess` at least 100 and little noise left in a noisy log
+            likelihood; if not, run `EPI` with the new targets.
     """
 
     objective: float
@@ -110,6 +120,7 @@ def shadow_price_diagnostic(
     By the envelope theorem it is the multiplier of the constraint (Boyd &
     Vandenberghe, Convex Optimization, 5.6.3). A price of zero marks a target that the
     rest of the model meets by itself; a large one, a target that is hard to have.
+    Statistics that depend on each other (`ShadowPrices.relations`) share their price.
 
     Args:
         result: of a run.
@@ -122,7 +133,7 @@ def shadow_price_diagnostic(
     Raises:
         TypeError: if `rng_key` is not a key.
         ValueError: if `num_samples` is below 100, or the constraints cannot be met on
-            the draws.
+            the draws, or the log likelihood is too noisy to weight them.
         NotImplementedError: if the guide has no density at given points.
     """
     table = result.table
@@ -135,8 +146,11 @@ def shadow_price_diagnostic(
             f"unknown: a violation of {solution.residual:.2g} is left. Use more "
             "`num_samples`, or train longer."
         )
-    error = table.raw_multipliers(_multiplier_errors(draws, table, solution))
-    value = table.raw_multipliers(solution.multipliers)
+    stats = table.flatten(result.draws.statistics)
+    relations = confirmed_relations(stats, table.has_var)
+    free = free_directions(table, relations)
+    error = table.raw_multipliers(_multiplier_errors(draws, table, solution, free))
+    value = table.raw_multipliers(free @ (free.T @ solution.multipliers))
     with_var = [name for name, rows in value.items() if len(rows) == 2]
     return ShadowPrices(
         {name: rows[0] for name, rows in value.items()},
@@ -145,6 +159,7 @@ def shadow_price_diagnostic(
         {name: error[name][1] for name in with_var},
         pareto_smooth(_log(solution.weights)).khat,
         solution.ess,
+        tuple(describe_relations(relations, table.statistic_labels)),
     )
 
 
@@ -169,13 +184,16 @@ def what_if(
     Raises:
         TypeError: if `rng_key` is not a key.
         ValueError: if a site is unknown, a target does not broadcast, or a variance is
-            not positive or is given for a site that has none.
+            not positive or is given for a site that has none, or the targets
+            contradict a relation between statistics, as the error says, or the log
+            likelihood is too noisy to weight draws.
         NotImplementedError: if the guide has no density at given points.
     """
     rng_key = as_key(rng_key)
     new_table = _retarget(result.table, targets)
     draw_key, offset_key = random.split(rng_key)
     draws = draw_mixture(result, draw_key, num_samples)
+    _check_agreement(draws, new_table)
     start = result.table.scaled_multipliers(result.multipliers)
     old = _solve(draws, result.table, start)
     new = _solve(draws, new_table, start)
@@ -183,6 +201,10 @@ def what_if(
     offset = float(random.uniform(offset_key))
     rows = systematic_resample(new.weights, len(draws.u), offset)
     latents, _ = result._engine.problem.constrain(jnp.asarray(draws.u[rows]))
+    noise = 0.0
+    if result._is_likelihood_noisy:
+        variance = log_weight_variance(draws.averages(new_table), new.multipliers)
+        noise = float(new.weights @ variance)
     return WhatIf(
         new.log_normalizer,
         new.log_normalizer - old.log_normalizer,
@@ -190,35 +212,55 @@ def what_if(
         {name: np.asarray(value) for name, value in latents.items()},
         khat,
         new.ess,
-        bool(new.residual < 0.02 and khat <= MAX_KHAT and new.ess >= 100.0),
+        bool(
+            new.residual < 0.02
+            and khat <= MAX_KHAT
+            and new.ess >= 100.0
+            and noise <= MAX_VARIANCE
+        ),
     )
+
+
+def _check_agreement(draws: MixtureDraws, table: ConstraintTable) -> None:
+    """Refuse targets that contradict what all draws, of the prior too, have."""
+    stats = draws.statistics[0][draws.is_valid]
+    relations = confirmed_relations(stats, table.has_var)
+    if disagreeing(table, relations):
+        agreed = nearest_targets(table, relations)
+        call = "numpyro_epi.what_if(result"
+        raise contradiction(table, agreed, relations, len(stats), call)
 
 
 def _solve(
     draws: MixtureDraws, table: ConstraintTable, start: np.ndarray
 ) -> DualSolution:
     """The dual on a mixture; multipliers and log Z at the targets of `table`."""
-    devs, covariance = draws.deviations(table)
+    averages = draws.averages(table)
+    log_w, devs = draws.log_weights(averages), averages.deviations
     if len(draws.statistics) > 1:
-        return solve_noisy_dual(draws.log_weights, devs, covariance, start)
-    return solve_dual(draws.log_weights, devs, initial=start)
+        return solve_noisy_dual(log_w, devs, averages.covariance, start)
+    return solve_dual(log_w, devs, initial=start)
 
 
 def _multiplier_errors(
-    draws: MixtureDraws, table: ConstraintTable, solution: DualSolution
+    draws: MixtureDraws,
+    table: ConstraintTable,
+    solution: DualSolution,
+    free: np.ndarray,
 ) -> np.ndarray:
     """Standard errors of the multipliers, scaled units, shape (K,).
 
     The sandwich `H^-1 G H^-1` of the covariance H of T, which is the dual's curvature,
-    and the variance G of its gradient over weighted draws.
+    and the variance G of its gradient over weighted draws; in the directions in which
+    multipliers make a difference.
     """
-    devs, covariance = draws.deviations(table)
-    devs = devs + covariance @ solution.multipliers
+    averages = draws.averages(table)
+    devs = averages.deviations + averages.covariance @ solution.multipliers
     weights = solution.weights
     centred = devs - weights @ devs
     curvature = (centred * weights[:, None]).T @ centred
     spread = (centred * (weights**2)[:, None]).T @ centred
-    inverse = np.linalg.pinv(curvature)
+    inverse = free @ np.linalg.pinv(free.T @ curvature @ free) @ free.T
     return np.sqrt(np.diag(inverse @ spread @ inverse))
 
 

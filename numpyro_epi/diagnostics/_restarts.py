@@ -97,6 +97,7 @@ def _r_hat(latents: list[dict[str, np.ndarray]], num: int) -> dict[str, np.ndarr
         every = np.stack([np.asarray(v[:num], np.float64) for v in values])
         within = every.var(axis=1, ddof=1).mean(axis=0)
         between = every.mean(axis=1).var(axis=0, ddof=1)
-        return np.sqrt((within + between) / within)
+        with np.errstate(invalid="ignore"):  # masked elements do not vary: no number
+            return np.sqrt((within + between) / within)
 
     return jax.tree.map(one, *latents)

@@ -33,6 +33,7 @@ class Affine:
 
     max_log_scale: float = 3.0
     num_parameters: ClassVar[int] = 2
+    steps: ClassVar[tuple[float, ...]] = (1.0, 1.0)
 
     def forward(self, x: jax.Array, theta: jax.Array) -> Pair:
         log_scale, shift = self._split(theta)
@@ -76,6 +77,7 @@ class DirectedAffine:
 
     max_log_scale: float = 3.0
     num_parameters: ClassVar[int] = 4
+    steps: ClassVar[tuple[float, ...]] = (1.0, 1.0, 1.0, 1.0)
 
     def forward(self, x: jax.Array, theta: jax.Array) -> Pair:
         h, log_scale = Affine(self.max_log_scale).forward(x, theta)

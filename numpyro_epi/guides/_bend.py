@@ -44,6 +44,11 @@ class Bends:
     def num_parameters(self) -> int:
         return 5 * self.num_bends
 
+    @property
+    def steps(self) -> tuple[float, ...]:
+        # What bends do adds up along the chain.
+        return (self.num_bends**-0.5,) * self.num_parameters
+
     def forward(self, x: jax.Array, theta: jax.Array) -> Pair:
         def step(carry: Pair, bend: jax.Array) -> tuple[Pair, None]:
             x, log_slope = carry

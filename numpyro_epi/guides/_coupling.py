@@ -83,6 +83,10 @@ class CouplingMap(Protocol):
     def num_parameters(self) -> int:
         """Length of theta for each coordinate. At theta = 0, f is the identity."""
 
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """Change of each element of theta that moves coordinates by about one."""
+
     def forward(self, x: jax.Array, theta: jax.Array) -> Pair:
         """Return f(x), like x, and terms, like x, of log |det df/dx|.
 

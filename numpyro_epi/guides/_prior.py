@@ -85,7 +85,8 @@ def prior_base(latent: Latent) -> Base:
     size = latent.num_coordinates
 
     def flat(parameter: Any) -> np.ndarray:
-        return np.broadcast_to(np.asarray(parameter, float), latent.shape).ravel()
+        value = np.broadcast_to(np.asarray(parameter, float), latent.shape)
+        return value[latent.is_kept]
 
     zeros, ones = np.zeros(size), np.ones(size)
     if type(core) is dist.Uniform:
@@ -99,7 +100,7 @@ def prior_base(latent: Latent) -> Base:
         a, b = flat(core.concentration1), flat(core.concentration0)
         return Base(LogitBeta(a, b), zeros, ones)
     if type(core) is dist.Dirichlet:
-        return _stick_base(flat(core.concentration).reshape(latent.shape))
+        return _stick_base(flat(core.concentration).reshape(-1, latent.shape[-1]))
     return _generic_base(latent)
 
 

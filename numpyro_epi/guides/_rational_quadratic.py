@@ -69,6 +69,12 @@ class RationalQuadratic:
     def num_parameters(self) -> int:
         return 3 * self.num_bins - 1 + Affine.num_parameters
 
+    @property
+    def steps(self) -> tuple[float, ...]:
+        # If half of the logits rise by t and half fall, the knot between moves by B t.
+        logits = (1.0 / self.bound,) * (2 * self.num_bins)
+        return logits + (1.0,) * (self.num_bins - 1) + Affine.steps
+
     def forward(self, x: jax.Array, theta: jax.Array) -> Pair:
         spline, affine = self._split(theta)
         y, log_slope = self._forward(x, spline)

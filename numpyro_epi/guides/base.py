@@ -40,6 +40,7 @@ from ._mixing import init_mixing
 from ._mixture import MixtureBase
 from ._prior import Base, make_base
 from ._stack import CouplingStack, stack_layers
+from ._steps import divided, step_sizes, times
 
 # Layers by default, and from so many latent coordinates on.
 NUM_FLOWS, DEEP_FLOWS, DEEP_LATENTS = 8, 12, 8
@@ -58,14 +59,16 @@ class AutoFlow(AutoContinuous):
     .. math:: u = m + s \odot (f_L \circ \dots \circ f_1)(e), \qquad z = T(u),
 
     where u are the flat unconstrained coordinates of all sites and T is NumPyro's
-    `biject_to` of each support. A layer starts as the identity, so that an untrained
-    guide is its base. Draws and densities both cost one pass of each layer.
+    `biject_to` of each support; circles are cut where the prior is rare, and masked
+    elements of a site are no latents: they have a fixed value. A layer starts as the
+    identity, so that an untrained guide is its base. Draws and densities both cost one
+    pass of each layer.
 
     By default the base is the prior of the model, exactly: a logistic for a `Uniform`
     site behind a sigmoid, a Gaussian for a `Normal` or `LogNormal` one, and so on. A
-    site whose prior depends on other latents, or is masked or scaled, starts as a
+    site whose prior depends on other latents, or is scaled, starts as a
     Gaussian with the median and spread of prior draws; a site with an improper prior as
-    a Gaussian of `base_loc` and `base_scale`.
+    a Gaussian of `base_loc` and `base_scale`, or where `EPI` finds the law to lie.
 
     Args:
         model: A NumPyro model. If it has simulation noise, wrap it in
@@ -96,8 +99,8 @@ class AutoFlow(AutoContinuous):
 
     Raises:
         ValueError: If an option is out of range. In the first call: if a latent is
-            discrete, has a support that depends on other latents, or lies in a
-            subsampled plate.
+            discrete, has a support or a mask that depends on other latents, or lies in
+            a subsampled plate, or if the model uses what a mask covers.
     """
 
     base_kind: str
@@ -140,6 +143,7 @@ class AutoFlow(AutoContinuous):
         self.nonlinearity = nonlinearity
         self._mixing = mixing
         self.multimodal = multimodal
+        self._start: dict[str, tuple[ArrayLike, ArrayLike]] = {}
         super().__init__(model, prefix=prefix, init_loc_fn=init_loc_fn)
 
     @property
@@ -168,7 +172,7 @@ class AutoFlow(AutoContinuous):
         if not latents:
             raise ValueError(
                 f"Expected a model with latents for {type(self).__name__}, got one "
-                "without: all of its sample sites are observed, or noise."
+                "without: all of its sample sites are observed, masked, or noise."
             )
         sizes = [latent.num_coordinates for latent in latents.values()]
         self.latent_dim = sum(sizes)
@@ -176,7 +180,7 @@ class AutoFlow(AutoContinuous):
         sample_prior = partial(
             sample_unconstrained, self.model, latents, args=args, kwargs=kwargs
         )
-        gaussian = self._get_gaussian(sample_prior)
+        gaussian = self._start_sites(latents, self._get_gaussian(sample_prior))
         self._base, self.base_kind = make_base(
             latents, self.base, gaussian, sample_prior
         )
@@ -193,6 +197,26 @@ class AutoFlow(AutoContinuous):
         scale = self._flat_option("base_scale", self.base_scale)
         return Base(StandardNormal(self.latent_dim), loc, scale)
 
+    def start_at(self, sites: dict[str, tuple[ArrayLike, ArrayLike]]) -> None:
+        """Start sites with an improper prior elsewhere, unless options say where.
+
+        Args:
+            sites: Location and scale of each, unconstrained. To be called before the
+                guide meets its model, as `EPI` does.
+        """
+        is_default = np.all(np.asarray(self.base_loc) == 0.0)
+        if is_default and np.all(np.asarray(self.base_scale) == 1.0):
+            self._start = dict(sites)
+
+    def _start_sites(self, latents: dict[str, Latent], gaussian: Base) -> Base:
+        loc, scale = np.array(gaussian.loc), np.array(gaussian.scale)
+        stops = list(accumulate(latent.num_coordinates for latent in latents.values()))
+        for (name, latent), stop in zip(latents.items(), stops, strict=True):
+            if name in self._start:
+                rows = slice(stop - latent.num_coordinates, stop)
+                loc[rows], scale[rows] = (np.ravel(x) for x in self._start[name])
+        return gaussian._replace(loc=loc, scale=scale)
+
     def _flat_option(self, name: str, value: ArrayLike) -> np.ndarray:
         try:
             return np.broadcast_to(np.asarray(value, float), (self.latent_dim,))
@@ -206,10 +230,29 @@ class AutoFlow(AutoContinuous):
     def _init_flow(self, rng_key: jax.Array) -> dict[str, list]:
         """Parameters of all layers: linear maps, and networks of the couplings."""
         mixings = [init_mixing(self.latent_dim)] * self._num_layers
-        return {
+        weights = {
             "mixings": stack_layers(mixings) if self.mixing else [],
             "networks": stack_layers(self._init_networks(rng_key)),
         }
+        return divided(weights, self._steps(weights))
+
+    def _steps(self, flow: dict[str, Any]) -> dict[str, Any]:
+        return step_sizes(flow, self._get_function().steps, self._num_layers)
+
+    def step_sizes(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The factor between each parameter of the flow and the weight it stands for.
+
+        It keeps the steps of an optimiser small that moves each parameter as far as any
+        other. `EPI`, whose gradients are of a thousand draws, steps in the weights.
+
+        Args:
+            params: Of the guide, or of more.
+        """
+        return {self._param: self._steps(params[self._param])}
+
+    @property
+    def _param(self) -> str:
+        return f"{self.prefix}_flow$params"
 
     @property
     def mixing(self) -> bool:
@@ -241,8 +284,8 @@ class AutoFlow(AutoContinuous):
         return partitions(self.latent_dim, self._num_layers)
 
     def _get_posterior(self) -> FlowDistribution:
-        name = f"{self.prefix}_flow$params"
-        flow = numpyro.param(name, self._init_flow)
+        flow = numpyro.param(self._param, self._init_flow)
+        flow = times(flow, self._steps(flow))
         stack = CouplingStack(
             flow["networks"],
             flow["mixings"],
@@ -260,7 +303,7 @@ class AutoFlow(AutoContinuous):
     def components(self) -> BaseComponents:
         """Those of its base, for a law in several pieces; once it met its model."""
         return BaseComponents(
-            f"{self.prefix}_flow$params",
+            self._param,
             self.latent_dim,
             self.multimodal,
             lambda u: (u - self._base.loc) / self._base.scale,

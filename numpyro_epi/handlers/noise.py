@@ -3,6 +3,8 @@
 
 """What of a model is simulation noise, drawn afresh in each run and never inferred?"""
 
+from typing import Any
+
 import numpyro
 from numpyro.handlers import block
 from numpyro.primitives import _PYRO_STACK, Messenger, plate
@@ -19,11 +21,15 @@ class noise(Messenger):
     supplies, and handlers around this one do not see them. So a guide of
     `noise(model)` has no noise among its latents. All other sites pass untouched.
 
-    A model may also call `numpyro.prng_key` itself and simulate with that key.
+    A model may also call `numpyro.prng_key` itself and simulate with that key, and a
+    plate with a `subsample_size` draws its elements at random.
 
     Attributes:
-        is_noisy: Whether the last run drew simulation noise, of either kind. A key that
-            is fixed inside of this handler, by `numpyro.handlers.seed`, does not count.
+        is_noisy: Whether the last run drew simulation noise, of any of these kinds. A
+            key that is fixed inside of this handler, by `numpyro.handlers.seed`, does
+            not count, nor do elements of a plate that another handler has chosen.
+        subsampled: Plates whose elements the last run drew, and how many of how many:
+            `{name: (subsample_size, size)}`.
 
     Args:
         fn: A model.
@@ -50,11 +56,13 @@ class noise(Messenger):
     def __init__(self, fn: Model | None = None) -> None:
         super().__init__(fn)
         self.is_noisy = False
+        self.subsampled: dict[str, tuple[int, int]] = {}
         self._waiting: list[str] = []
 
     def __enter__(self) -> None:
         super().__enter__()
         self.is_noisy = False
+        self.subsampled = {}
         # Types of the messages that passed and whose value is not known yet: what
         # arrives meanwhile was sent by a handler, or by the body of a `scan`.
         self._waiting = []
@@ -63,6 +71,8 @@ class noise(Messenger):
         if msg["type"] == "prng_key":
             self.is_noisy |= self._is_for_the_model(msg)
             return
+        if msg["type"] == "plate" and msg["value"] is None:
+            self._watch(msg)
         self._waiting.append(msg["type"])
         if _is_noise(msg):
             self._draw(msg)
@@ -70,6 +80,23 @@ class noise(Messenger):
     def postprocess_message(self, msg: Message) -> None:
         if msg["type"] != "prng_key":
             self._waiting.pop()
+
+    def note_subsampling(self, name: str, subsample_size: int, size: int) -> None:
+        """Called when elements of a plate are about to be drawn."""
+        self.is_noisy = True
+        self.subsampled[name] = (subsample_size, size)
+
+    def _watch(self, msg: Message) -> None:
+        """Take note if the elements of a plate are drawn: a handler may choose them."""
+        if msg["kwargs"]["rng_key"] is not None:
+            return  # a key that is fixed inside of this handler
+        draw, name, (size, subsample_size) = msg["fn"], msg["name"], msg["args"]
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.note_subsampling(name, subsample_size, size)
+            return draw(*args, **kwargs)
+
+        msg["fn"] = noted
 
     def _is_for_the_model(self, msg: Message) -> bool:
         if self._waiting:

@@ -38,7 +38,9 @@ class tilt(noise):
       this handler draws and hides as `noise` does.
     - `MCMC` is exact if the statistics are deterministic given the latents. Otherwise
       it would sample :math:`p_0(z) E[\exp(-\lambda \cdot T) | z]`, or, with a key from
-      `numpyro.prng_key`, freeze the noise to one draw: it is refused.
+      `numpyro.prng_key`, freeze the noise to one draw: it is refused. A plate with a
+      `subsample_size` is such noise too, unless a kernel chooses its elements, as
+      `HMCECS` does.
     - `AutoLaplaceApproximation` takes its Hessian at a single draw of the noise.
     - `Predictive` ignores factors: it draws from the prior, tilted or not.
 
@@ -122,6 +124,17 @@ class tilt(noise):
     def process_message(self, msg: Message) -> None:
         super().process_message(msg)
         self._sites.add(msg)
+
+    def note_subsampling(self, name: str, subsample_size: int, size: int) -> None:
+        if _is_sampled_by_mcmc():
+            raise RuntimeError(
+                f"Expected a plate with all its elements, got `{name}`, which draws "
+                f"{subsample_size} of {size}, in a model tilted by "
+                "`numpyro_epi.handlers.tilt` and evaluated by MCMC, which freezes them "
+                "to one draw: the data would be one minibatch. Drop `subsample_size`, "
+                "or use `numpyro.infer.HMCECS`, or SVI."
+            )
+        super().note_subsampling(name, subsample_size, size)
 
     def _add_factor(self, sites: PropertySites) -> None:
         """Send the factor to the handlers around this one."""

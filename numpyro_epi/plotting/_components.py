@@ -92,8 +92,8 @@ def check_result(result: Any) -> EPIResult:
 def components(result: EPIResult) -> Components:
     """Components of the latents of a result, with its stored draws."""
     sites = result._engine.problem.sites
-    names = [name for site in sites for name in component_names(site.name, site.shape)]
-    bounds = [support_bounds(site) for site in sites]
+    names = [name for site in sites for name in _kept_names(site)]
+    bounds = [[end[s.is_kept.ravel()] for end in support_bounds(s)] for s in sites]
     return Components(
         tuple(names),
         flatten(result, result.draws.latents),
@@ -108,8 +108,8 @@ def flatten(result: EPIResult, latents: Mapping[str, Any]) -> np.ndarray:
     values = result._engine.problem.check_latents(latents)
     parts = []
     for site in result._engine.problem.sites:
-        size = int(np.prod(site.shape, dtype=int))
-        parts.append(np.asarray(values[site.name], np.float64).reshape(-1, size))
+        value = np.asarray(values[site.name], np.float64)
+        parts.append(value.reshape(-1, *site.shape)[:, site.is_kept])
     return np.concatenate(parts, axis=1)
 
 
@@ -125,6 +125,13 @@ def support_bounds(site: Any) -> tuple[np.ndarray, np.ndarray]:
         for bound in pair
     )
     return lower, upper
+
+
+def _kept_names(site: Any) -> list[str]:
+    """Names of the components that are no masked elements."""
+    names = component_names(site.name, site.shape)
+    kept = site.is_kept.ravel()
+    return [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
 
 
 class Statistic(NamedTuple):

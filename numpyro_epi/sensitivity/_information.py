@@ -87,8 +87,8 @@ def information(
         NotImplementedError: if the guide has no density at given points.
 
     Notes:
-        The simulator is not run. With `on_invalid="mask"` the draws are not restricted
-        to latents that can be simulated, except those behind `joint`.
+        The simulator is not run. The draws are not restricted to latents that can be
+        simulated, except those behind `joint`.
 
     Example:
         >>> found = information(result, jax.random.key(0), num_draws=2000)

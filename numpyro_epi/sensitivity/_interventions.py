@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._checks import as_key, describe
+from numpyro_epi._sites import Latent
 from numpyro_epi._train.problem import Problem
 from numpyro_epi.result import EPIResult
 
@@ -171,17 +172,21 @@ def _sibling(result: EPIResult, argument: str, value: Any) -> Problem:
     args, kwargs = _replaced(problem, argument, value)
     key = jax.random.key(0)
     other = Problem(problem.model, args, kwargs, key)
-    sites = {site.name: (site.shape, site.unconstrained_shape) for site in other.sites}
-    wanted = {
-        site.name: (site.shape, site.unconstrained_shape) for site in problem.sites
-    }
+    sites, wanted = ({s.name: _shapes(s) for s in p.sites} for p in (other, problem))
     if sites != wanted or other.table.sites != problem.table.sites:
         raise ValueError(
             f"Expected the same latents and statistics with `{argument}` = {value!r}, "
             f"got latents {sorted(sites)} and statistics {dict(other.table.sites)}."
         )
     other.order_sites([site.name for site in problem.sites])
+    centres = {s.name: s.centre for s in problem.sites if s.centre is not None}
+    other.cut_circles(centres)
     return other
+
+
+def _shapes(site: Latent) -> tuple:
+    """Of the value, of its coordinates, and which elements have them."""
+    return site.shape, site.unconstrained_shape, site.is_kept.tolist()
 
 
 def _replaced(problem: Problem, argument: str, value: Any) -> tuple[tuple, dict]:

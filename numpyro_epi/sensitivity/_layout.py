@@ -4,10 +4,11 @@
 """Latents as one flat point: names, bounds and units of its D components.
 
 The sites of a result are laid out in the order of its guide. A component is named
-after its site, `g_el`, with an index if the site is an array, `a[0]` or `J[0,1]`. A
-site whose values have more numbers than its support has dimensions (a simplex, a
-correlation matrix) is laid out in NumPyro's unconstrained coordinates, and its
-components say so: `p(u)[0]`.
+after its site, `g_el`, with an index if the site is an array, `a[0]` or `J[0,1]`.
+Masked elements have none. Angles go from half a turn before the centre of their circle
+to half a turn behind it: they do not jump where the law is. A site whose values have
+more numbers than its support has dimensions (a simplex, a correlation matrix) is laid
+out in NumPyro's unconstrained coordinates, and its components say so: `p(u)[0]`.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import constraints
 
+from numpyro_epi._charts import kept_rows, wrap
 from numpyro_epi._checks import describe, real_array
 from numpyro_epi._sites import Latent
 from numpyro_epi._train.problem import Problem
@@ -73,7 +75,7 @@ class Layout:
         """Unconstrained coordinates of points, shape (..., D)."""
         return jnp.concatenate(
             [
-                site.transform.inv(_shaped(part, site.shape)).reshape(part.shape)
+                site.transform.inv(_value(site, part)).reshape(part.shape)
                 if _is_flat(site)
                 else part
                 for site, part in self._parts(w)
@@ -90,7 +92,7 @@ class Layout:
                 value = site.transform(inner)
                 term = site.transform.log_abs_det_jacobian(inner, value)
                 log_det = log_det + term.sum(tuple(range(u.ndim - 1, term.ndim)))
-                part = value.reshape(part.shape)
+                part = _points(site, value)
             points.append(part)
         return jnp.concatenate(points, axis=-1), log_det
 
@@ -99,10 +101,12 @@ class Layout:
         parts = []
         for site in self.problem.sites:
             value = jnp.asarray(latents[site.name])
-            value = value if _is_flat(site) else site.transform.inv(value)
-            shape = site.shape if _is_flat(site) else site.unconstrained_shape
-            batch = value.shape[: value.ndim - len(shape)]
-            parts.append(np.reshape(np.asarray(value), (*batch, -1)))
+            if _is_flat(site):
+                parts.append(np.asarray(_points(site, value)))
+                continue
+            u = site.transform.inv(value)
+            batch = u.shape[: u.ndim - len(site.unconstrained_shape)]
+            parts.append(np.reshape(np.asarray(u), (*batch, -1)))
         return np.concatenate(parts, axis=-1)
 
     def latents(self, points: np.ndarray) -> dict[str, np.ndarray]:
@@ -110,7 +114,7 @@ class Layout:
         found = {}
         for site, part in self._parts(jnp.asarray(points, float)):
             if _is_flat(site):
-                value = _shaped(part, site.shape)
+                value = _value(site, part)
             else:
                 value = site.transform(_shaped(part, site.unconstrained_shape))
             found[site.name] = np.asarray(value)
@@ -173,7 +177,7 @@ class Layout:
             alone = {s.name: row[s.name] for s in (site,)}
             if not _is_flat(site):
                 continue
-            values, (low, high) = np.ravel(alone[site.name]), _ends(site)
+            values, (low, high) = np.ravel(alone[site.name][site.is_kept]), _ends(site)
             for name, value, a, b in zip(_names(site), values, low, high, strict=True):
                 if not a < value < b:
                     return (
@@ -242,29 +246,53 @@ def stored_points(result: EPIResult) -> np.ndarray:
 
 def _is_flat(site: Latent) -> bool:
     """Whether the values themselves are coordinates, as many as the support has."""
-    return int(np.prod(site.shape, dtype=int)) == site.num_coordinates
+    return int(site.is_kept.sum()) == site.num_coordinates
 
 
 def _names(site: Latent) -> list[str]:
-    shape = site.shape if _is_flat(site) else site.unconstrained_shape
+    kept = site.is_kept if _is_flat(site) else np.ones(site.unconstrained_shape, bool)
     base = site.name if _is_flat(site) else f"{site.name}(u)"
     return [
         f"{base}[{','.join(map(str, index))}]" if index else base
-        for index in np.ndindex(*shape)
+        for index in np.ndindex(*kept.shape)
+        if kept[index]
     ]
+
+
+def _points(site: Latent, value: jax.Array) -> jax.Array:
+    """Components (..., d) of values of a flat site."""
+    batch = value.shape[: value.ndim - len(site.shape)]
+    if site.centre is not None:
+        value = site.centre + wrap(value - site.centre)
+    return value.reshape(*batch, -1)[..., np.flatnonzero(site.is_kept)]
+
+
+def _value(site: Latent, part: jax.Array) -> jax.Array:
+    """Values of a flat site with these components (..., d)."""
+    kept = site.is_kept
+    if not kept.all():
+        filling = site.transform(jnp.zeros(site.unconstrained_shape))
+        every = jnp.broadcast_to(filling.ravel(), (*part.shape[:-1], kept.size))
+        part = every.at[..., np.flatnonzero(kept)].set(part)
+    value = _shaped(part, site.shape)
+    return value if site.centre is None else wrap(value)
 
 
 def _ends(site: Latent) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper ends of the components of a site."""
     support: Any = site.prior.support
-    while isinstance(support, constraints.independent(support, 0).__class__):
+    while isinstance(support, (constraints.independent, kept_rows)):
         support = support.base_constraint
     size = site.num_coordinates
     if support.event_dim > 0 or not _is_flat(site):
         return np.full(size, -np.inf), np.full(size, np.inf)
-    low = np.asarray(getattr(support, "lower_bound", -np.inf), np.float64)
-    high = np.asarray(getattr(support, "upper_bound", np.inf), np.float64)
-    return tuple(np.broadcast_to(x, site.shape).ravel() for x in (low, high))  # type: ignore[return-value]
+    middle = 0.0 if site.centre is None else np.asarray(site.centre, np.float64)
+    low = middle + np.asarray(getattr(support, "lower_bound", -np.inf), np.float64)
+    high = middle + np.asarray(getattr(support, "upper_bound", np.inf), np.float64)
+    return (
+        np.broadcast_to(low, site.shape)[site.is_kept],
+        np.broadcast_to(high, site.shape)[site.is_kept],
+    )
 
 
 def _shaped(part: jax.Array, shape: tuple[int, ...]) -> jax.Array:

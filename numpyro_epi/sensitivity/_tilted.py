@@ -42,7 +42,7 @@ def tilted_hessian(
 ) -> np.ndarray:
     """Hessian of the log tilted density at points w (n, D), shape (n, D, D)."""
     method = _method(result, derivative)
-    num = num_simulations if result.is_noisy else 1
+    num = num_simulations if result._needs_averages else 1
     chosen = coordinates_of(result, coordinates)
 
     def make() -> Callable[[jax.Array, jax.Array], jax.Array]:

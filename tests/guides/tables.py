@@ -107,13 +107,14 @@ def quick_sample(guide, params, *shape):
     return quick_jit(draw)(jax.random.key(0))
 
 
-def at_random(params, scale=0.03, seed=1):
-    """Parameters of a flow that is curved, but not so that float32 loses track."""
+def at_random(guide, params, scale=0.03, seed=1):
+    """Weights of a flow that is curved, but not so that float32 loses track."""
     leaves, treedef = jax.tree.flatten(params)
+    sizes = jax.tree.leaves(guide.step_sizes(params))
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     moved = [
-        leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
-        for key, leaf in zip(keys, leaves, strict=True)
+        leaf + scale / size * jax.random.normal(key, leaf.shape, leaf.dtype)
+        for key, leaf, size in zip(keys, leaves, sizes, strict=True)
     ]
     return jax.tree.unflatten(treedef, moved)
 

@@ -59,7 +59,7 @@ def test_one_call_agrees_with_the_density_of_its_draw():
         numpyro.sample("b", dist.Dirichlet(jnp.ones(3)))
 
     guide = GUIDES["real_nvp"](model)
-    params = at_random(untrained(guide))
+    params = at_random(guide, untrained(guide))
 
     @quick_jit
     def densities(key):
@@ -120,7 +120,7 @@ def test_prefixes_keep_guides_apart():
 def test_a_trained_guide_reparametrises_a_model():
     model = latents(2)
     guide, params = met(model)
-    neutra = NeuTraReparam(guide, at_random(params))
+    neutra = NeuTraReparam(guide, at_random(guide, params))
     trace = handlers.trace(handlers.seed(neutra.reparam(model), 0)).get_trace()
     assert trace["auto_shared_latent"]["value"].shape == (2,)
     assert trace["z"]["value"].shape == (2,)

@@ -25,7 +25,7 @@ each_case = pytest.mark.parametrize(("name", "num"), CASES)
 def guide_and_params(name, num):
     guide = GUIDES[name](latents(num))
     # Without a network behind it, a parameter has less effect.
-    return guide, at_random(untrained(guide), scale=0.5 if num == 1 else 0.03)
+    return guide, at_random(guide, untrained(guide), scale=0.5 if num == 1 else 0.03)
 
 
 class NoLogDet(Affine):
@@ -106,7 +106,7 @@ def test_transforms_obey_the_laws(name, num):
 )
 def test_laws_flag_a_broken_transform(function, laws):
     guide = broken_guide(function)
-    violations = law_violations(guide, at_random(untrained(guide)))
+    violations = law_violations(guide, at_random(guide, untrained(guide)))
     assert all(violations[law] > 0.01 for law in laws)
 
 
@@ -138,7 +138,7 @@ def test_draws_have_the_density(name, num):
 
 def test_draws_without_log_det_fail_the_test_of_densities():
     guide = broken_guide(NoLogDet)
-    assert abs(importance_z(guide, at_random(untrained(guide)))) > 5
+    assert abs(importance_z(guide, at_random(guide, untrained(guide)))) > 5
 
 
 def density_at(guide, params, u):
@@ -195,7 +195,7 @@ def test_density_has_finite_derivatives_of_both_modes(name, num):
 @pytest.mark.parametrize("name", GUIDES)
 def test_far_points_and_large_parameters_stay_finite(name):
     guide = GUIDES[name](latents(3))
-    params = at_random(untrained(guide), scale=30.0)
+    params = at_random(guide, untrained(guide), scale=30.0)
 
     def log_q(params, u):
         return guide.get_posterior(params).log_prob(u)
@@ -210,7 +210,7 @@ def test_far_points_and_large_parameters_stay_finite(name):
 @pytest.mark.parametrize("name", GUIDES)
 def test_restarts_train_together_by_vmap(name):
     guide, _ = guide_and_params(name, 2)
-    restarts = [at_random(untrained(guide, seed=i), seed=i) for i in range(3)]
+    restarts = [at_random(guide, untrained(guide, seed=i), seed=i) for i in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *restarts)
 
     def draw(params, key):
@@ -229,7 +229,7 @@ def test_a_directed_layer_passes_on_all_that_it_keeps(directed, rank):
     # A network passes on as many numbers as it has units: here, one.
     options = {"num_flows": 1, "hidden_dims": (1,), "mixing": False}
     guide = AutoRealNVP(latents(16), directed=directed, **options)
-    params = at_random(untrained(guide), scale=0.3)
+    params = at_random(guide, untrained(guide), scale=0.3)
     kept, moved = guide._get_partitions()[0]
     x = 0.3 * jnp.arange(16.0) - 2.0
     slopes = quick_jit(jax.jacfwd(guide.get_transform(params).parts[0]))(x)

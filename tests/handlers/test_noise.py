@@ -132,7 +132,7 @@ IS_NOISY = {
     "key in cond": (noise(in_cond(with_key)), True),
     "site in cond": (noise(in_cond(with_site)), True),
     "initial value": (noise(with_param), False),
-    "subsample": (noise(lambda: numpyro.plate("p", 9, 3)), False),
+    "subsample": (noise(lambda: numpyro.plate("p", 9, 3)), True),
 }
 
 

@@ -1,0 +1,136 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""Failed simulations of one run: are they left out, told of, or the end of it?"""
+
+import warnings
+from collections import deque
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._train.problem import Problem
+from numpyro_epi._train.status import (
+    InvalidStatisticError,
+    first_invalid_label,
+    show_latents,
+)
+
+# With "auto": the largest share of failures that is left out, and by how many standard
+# errors a share has to exceed it.
+MAX_INVALID, INVALID_Z_SCORE = 0.05, 3.0
+# What share of failures a policy leaves out.
+LIMITS = {"raise": 0.0, "auto": MAX_INVALID, "mask": 1.0}
+# Latest simulations among which the share is measured: where the run now draws.
+WINDOW = 20_000
+# Simulations that a run has made before it tells of rare failures among them.
+TELL_AFTER = 10_000
+
+
+class Failures:
+    """Counts failures, and applies the policy.
+
+    Args:
+        problem: the model.
+        policy: the option `on_invalid`.
+
+    Attributes:
+        num: simulations that failed so far.
+        num_seen: simulations so far.
+    """
+
+    def __init__(self, problem: Problem, policy: str) -> None:
+        self.problem = problem
+        self.policy = policy
+        self.num = 0
+        self.num_seen = 0
+        # Failures and simulations of the latest batches.
+        self.latest: deque[tuple[int, int]] = deque()
+        self.first: tuple[str, dict] | None = None
+        self.has_told = False
+
+    def note(
+        self, u: np.ndarray, stats: np.ndarray, is_valid: np.ndarray, table: Any
+    ) -> None:
+        """Take note of simulations of draws u; raise if the policy says so."""
+        failed = int((~is_valid).sum())
+        self.num += failed
+        self.num_seen += is_valid.size
+        self._slide(failed, is_valid.size)
+        if failed and self.first is None:
+            self.first = self._describe(u, stats, is_valid, table)
+        if failed and (self._is_over_limit or not is_valid.any()):
+            label, example = self._describe(u, stats, is_valid, table)
+            # Where all fail, or none may, these simulations count; else the latest.
+            num, total = failed, is_valid.size
+            if self.policy == "auto" and num < total:
+                num, total = self.share
+            raise InvalidStatisticError(
+                label, num / total, example, limit=LIMITS[self.policy]
+            )
+        if self.num_seen >= TELL_AFTER:
+            self.tell()
+
+    @property
+    def _is_over_limit(self) -> bool:
+        if self.policy == "auto":
+            return exceeds(*self.share)
+        return self.policy == "raise"
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Failures among the latest simulations, and how many these are."""
+        return sum(f for f, _ in self.latest), sum(n for _, n in self.latest)
+
+    def _slide(self, failed: int, num: int) -> None:
+        self.latest.append((failed, num))
+        while self.share[1] - self.latest[0][1] >= WINDOW:
+            self.latest.popleft()
+
+    def _describe(
+        self,
+        u: np.ndarray,
+        stats: np.ndarray,
+        is_valid: np.ndarray,
+        table: ConstraintTable,
+    ) -> tuple[str, dict]:
+        """Name of what is not finite in the first failure, and its latents."""
+        where = tuple(np.argwhere(~is_valid)[0])
+        latents, _ = self.problem.constrain(jnp.asarray(u[where]))
+        return first_invalid_label(table, stats[where]), jax.tree.map(
+            np.asarray, latents
+        )
+
+    def tell(self) -> None:
+        """Warn once that failures are left out."""
+        if self.policy != "auto" or self.first is None or self.has_told:
+            return
+        self.has_told = True
+        label, example = self.first
+        warnings.warn(
+            f"The statistic `{label}` is not finite in {self.num:,} of "
+            f"{self.num_seen:,} simulations ({self.num / self.num_seen:.2%}), for "
+            f"instance at {show_latents(example)}. They are left out: the law is that "
+            "of the prior restricted to latents that can be simulated. Pass "
+            "`on_invalid='mask'` to accept that without a warning, or "
+            "`on_invalid='raise'` to stop there.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+
+def exceeds(num: int, total: int) -> bool:
+    """Whether a share of failures is beyond `MAX_INVALID`, and not by chance."""
+    error = np.sqrt(MAX_INVALID * (1.0 - MAX_INVALID) / total)
+    return num / total > MAX_INVALID + INVALID_Z_SCORE * error
+
+
+def show_share(num: int, total: int) -> str:
+    """A share of failures in words that tell it from zero, or say that they cannot."""
+    if num == 0:
+        # No failure in n draws: with 95%, their share is below 3 / n.
+        return f"none of {total:,} draws invalid (below {3.0 / total:.2%} with 95%)"
+    return f"{num:,} of {total:,} draws invalid ({num / total:.2%})"

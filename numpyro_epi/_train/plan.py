@@ -1,0 +1,115 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""How many simulations will a run make, and how long will it take? A rough estimate.
+
+Counted from the options: a warm start of a typical number of rounds, then all epochs.
+Runs that are near their maximum early make fewer epochs, those that are far from it or
+have a way to go make up to three times as many; hence "about".
+"""
+
+from typing import NamedTuple
+
+from jax import random
+
+from numpyro_epi._train.cost import Cost
+from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.fit import DECAYS, FIT_BATCH, FIT_CHUNK
+from numpyro_epi._train.runner import REPLAY_SHARE
+from numpyro_epi._train.simulations import NUM_PILOT, NUM_REPEATS
+
+# Rounds of a typical warm start, and chunks of fits before each and after the last.
+ROUNDS, ROUND_CHUNKS, LAST_CHUNKS = 2, 8, 20
+# Passes through a simulator or a guide that a derivative in reverse mode is worth.
+REVERSE_FACTOR = 4.0
+# Scalar operations of a guide per second, on a machine that has nothing else to do, and
+# what compilation takes there.
+GUIDE_SPEED, COMPILE_SECONDS = 3e10, 20.0
+
+
+class Plan(NamedTuple):
+    """A rough estimate.
+
+    Attributes:
+        num_simulations: of the whole run.
+        seconds: of the whole run.
+    """
+
+    num_simulations: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"a run: about {_round(self.num_simulations):,} simulations, roughly "
+            f"{_duration(self.seconds)}"
+        )
+
+
+def plan(engine: Engine, gradient: str, seconds_each: float, *, is_noisy: bool) -> Plan:
+    """Estimate a run.
+
+    Args:
+        engine: of the run.
+        gradient: how statistics are differentiated.
+        seconds_each: of one simulation.
+        is_noisy: whether statistics are simulated repeatedly.
+    """
+    options = engine.options
+    between, in_steps = count_simulations(engine, gradient, is_noisy=is_noisy)
+    factor = {"reverse": REVERSE_FACTOR, "forward": 1.0 + engine.problem.num_latents}
+    work = between + factor.get(gradient, 1.0) * in_steps
+    steps = options.num_epochs * options.num_steps * options.num_particles
+    if _starts_warm(engine):
+        chunks = ROUNDS * ROUND_CHUNKS + len(DECAYS) * LAST_CHUNKS
+        steps += chunks * FIT_CHUNK * FIT_BATCH
+    params = engine.guide.init(random.key(0))
+    draw = Cost.of(lambda key: engine.guide.sample(params, key, 1), random.key(0))
+    training = REVERSE_FACTOR * steps * draw.num_operations / GUIDE_SPEED
+    return Plan(
+        between + in_steps,
+        COMPILE_SECONDS + work * seconds_each + options.num_restarts * training,
+    )
+
+
+def count_simulations(
+    engine: Engine, gradient: str, *, is_noisy: bool
+) -> tuple[int, int]:
+    """Simulations between gradient steps, and in them, of all restarts."""
+    options = engine.options
+    num_repeats = 2 if is_noisy else 1
+    between = num_repeats * min(NUM_PILOT, options.warm_start_size)
+    if _starts_warm(engine):
+        between += num_repeats * (2 + ROUNDS) * options.warm_start_size
+        between += NUM_REPEATS * options.warm_start_size // 2 * is_noisy
+    if options.schedule is None:
+        between += options.num_evaluation // 4
+    each, in_steps = max(options.num_evaluation // 4, options.num_particles), 0
+    if gradient == "replay":
+        each = max(int(REPLAY_SHARE * options.num_evaluation), options.num_particles)
+        between += each
+    else:
+        in_steps = options.num_epochs * options.num_steps * options.num_particles
+    between += options.num_epochs * each + options.num_evaluation
+    return options.num_restarts * between, options.num_restarts * in_steps
+
+
+def _starts_warm(engine: Engine) -> bool:
+    return (
+        engine.options.warm_start is not False
+        and engine.options.schedule is None
+        and engine.guide.has_fast_density
+        and engine.problem.can_sample_prior
+    )
+
+
+def _round(num: int) -> int:
+    """Two digits are more than is known."""
+    return int(float(f"{num:.2g}"))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.2g} min"
+    return f"{seconds / 3600:.2g} hours"
