@@ -134,7 +134,8 @@ def _judge_population(
     draws: Draws | None = None
     num = FIRST_DRAWS
     while True:
-        keys = random.split(random.fold_in(key, num))
+        first_key, key = random.split(key)
+        keys = random.split(first_key)
         more = simulator(proposal.sample(keys[0], num), keys[1])
         draws = more if draws is None else draws.join(more)
         log_w = draws.log_density(1.0, lam) - proposal.log_prob(draws)

@@ -124,7 +124,7 @@ def _move_targets(
         return dual.residual < MAX_RESIDUAL and dual.ess >= wanted_ess
 
     step = largest_step(is_good, position.distance)
-    if step == 0.0:
+    if step == 0.0 and position.distance > 0.0:
         return position
     distance = 0.0 if step == position.distance else position.distance - step
     return position._replace(distance=distance, multipliers=found[step])
@@ -132,7 +132,7 @@ def _move_targets(
 
 def largest_step(is_good: Callable[[float], bool], limit: float) -> float:
     """Largest good step up to a limit: halved until one is good, then bisected."""
-    if is_good(limit):
+    if is_good(limit) or limit == 0.0:
         return limit
     low, high = 0.5 * limit, limit
     for _ in range(MAX_HALVINGS):
