@@ -189,6 +189,7 @@ def test_the_way_out_for_an_error_in_a_callback():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_callback_is_inferred_as_well_as_the_same_in_jax():
     options = {"num_epochs": 5, "num_steps": 100, "progress_bar": False}
     found = [

@@ -256,6 +256,7 @@ def test_check_prints_relations_and_nearest_targets():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_published_schedule_names_the_relation_at_the_end():
     options = {**OPTIONS, "schedule": epi.PublishedSchedule(c0=1.0), "num_steps": 50}
     result = epi.EPI(copies, GUIDE, **options).run(KEY, (1.0, 3.6))
@@ -292,6 +293,7 @@ def check_gaussian(result, mean, var):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_copies_that_agree_share_their_multipliers(capsys, tmp_path):
     result = epi.EPI(copies, **SLOW).run(KEY, (1.0, 3.0))
     check_gaussian(result, 1.0, 0.25)
@@ -314,6 +316,7 @@ def test_copies_that_agree_share_their_multipliers(capsys, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Expected targets that agree:UserWarning")
 def test_contradictions_within_the_tolerance_have_the_nearest_law(tmp_path):
     result = epi.EPI(copies, **SLOW).run(KEY)
@@ -326,6 +329,7 @@ def test_contradictions_within_the_tolerance_have_the_nearest_law(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("warm_start", ["auto", False])
 def test_five_copies_converge(warm_start):
     """Without a warm start, five Newton steps for one would end 0.4 sds off."""
@@ -341,6 +345,7 @@ def test_five_copies_converge(warm_start):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_sum_that_agrees_has_the_law_of_its_parts():
     def model():
         z = numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
@@ -353,6 +358,7 @@ def test_a_sum_that_agrees_has_the_law_of_its_parts():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_rectified_statistics_have_a_law_of_their_own():
     """Truth by quadrature, at the multipliers of the run: the tilt of the prior."""
     result = epi.EPI(rectified, **SLOW).run(KEY, 2.0)

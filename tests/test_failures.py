@@ -279,6 +279,7 @@ ACCURATE = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("share", "policy"),
     [(1e-4, "auto"), (1e-3, "auto"), (0.01, "auto"), (0.04, "auto"), (0.5, "mask")],

@@ -109,7 +109,7 @@ def simplex():
 
 # -- is there a law? ------------------------------------------------------------------
 
-slow = pytest.mark.slow
+slow = [pytest.mark.slow, pytest.mark.long]
 REFUSED = {
     "property only": (property_only, (), "m", ()),
     "circular": (circular, (), "angle_unwrapped", ()),
@@ -222,6 +222,7 @@ def test_where_latents_stand_still_the_line_ends():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("guide", [GUIDE, AutoMultivariateNormal])
 def test_a_mean_with_data_and_a_property(guide, capsys, tmp_path):
     """The law is Gaussian with the targets: tolerance 0.05 sds and 10% of the sd."""
@@ -256,6 +257,7 @@ def tilted_scale(y):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_scale_with_data_and_a_property():
     """Against quadrature: tolerance 0.1 sds of log s, 10% of its sd, 0.1 nats.
 
@@ -272,6 +274,7 @@ def test_a_scale_with_data_and_a_property():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_vector_far_from_zero():
     """Gaussian with mean y + 1/3 in each element, unit covariance."""
     result = epi.EPI(vector, GUIDE, **SMALL).run(KEY)

@@ -303,6 +303,7 @@ def test_nuts_is_refused_for_frozen_elements():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ways_out_of_the_refusal_work():
     sample(NUTS(tilted(num=20)))
     sample(HMCECS(NUTS(tilted())))
@@ -312,6 +313,7 @@ def test_ways_out_of_the_refusal_work():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "known",
     [

@@ -180,6 +180,7 @@ def test_dependence_is_read_off_the_program():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "guide", [GUIDE, AutoMultivariateNormal], ids=["flow", "normal"]
 )
@@ -195,6 +196,7 @@ def test_everything_runs_on_a_network_with_random_weights(guide, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_fixed_centring_gives_the_exact_law():
     """theta ~ Normal(0, 5) tilted to mean 1: tolerance 0.1 sds, 10% of the sd."""
     fixed = handlers.substitute(centred, {"theta_centered": 0.3})

@@ -68,6 +68,7 @@ def model():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_does_not_depend_on_the_units_of_parameters():
     # Few steps, as differences by rounding grow with each.
     options = {

@@ -16,6 +16,7 @@ from numpyro_epi._math.noisy import MAX_VARIANCE, MIN_REPEATS, Averager
 from numpyro_epi._train.chunks import Evaluation, split_keys
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.failures import Failures
+from numpyro_epi._train.pilot import MIN_REPLAY_OPERATIONS
 from numpyro_epi._train.precision import check_latents, check_statistics
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import is_met, is_within
@@ -27,9 +28,10 @@ from numpyro_epi._train.warm_start import Pool
 NUM_PILOT = 2000
 # Simulations of each anchor draw where statistics are noisy.
 NUM_REPEATS = 16
-# At most, where the log likelihood is noisy: more is dearer than training; and how many
-# times as many may be missing before its noise is known to be too large for weights.
-MAX_REPEATS, HOPELESS = 128, 8
+# At most, where the log likelihood is noisy: more is dearer than training. Of dear
+# simulations the least number that will do. And how many times as many may be missing,
+# at draws of the prior, before noise is known to be too large for weights.
+MAX_REPEATS, HOPELESS = 256, 16
 # Of the evaluation draws, where a heavy tail calls for more.
 MAX_EVALUATION_FACTOR = 4
 
@@ -159,8 +161,10 @@ class Simulations:
         if self.is_likelihood_noisy:
             # Of one degree of freedom, with a median of 0.455.
             wanted = np.median(variance) / 0.455 / MAX_VARIANCE
-            self.has_weights = bool(wanted <= HOPELESS * MAX_REPEATS)
-            self.num_repeats = int(np.clip(np.ceil(wanted), MIN_REPEATS, MAX_REPEATS))
+            is_dear = self.problem.cost.num_operations >= MIN_REPLAY_OPERATIONS
+            limit = MIN_REPEATS if is_dear else MAX_REPEATS
+            self.has_weights = bool(wanted <= HOPELESS * limit)
+            self.num_repeats = int(np.clip(np.ceil(wanted), MIN_REPEATS, limit))
 
     def simulate_pool(self, u: np.ndarray) -> Pool:
         """Simulate draws of all restarts; the result has a leading axis R.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import numpyro.distributions as dist
+from numpyro.distributions import constraints
 
 from .._sites import Latent, is_improper, run_now, unconstrain, unwrap
 from ._distributions import (
@@ -60,7 +61,11 @@ def make_base(
     Returns:
         The base of all sites, and the worst kind among them.
     """
-    kinds = {name: _kind(latent) for name, latent in latents.items()}
+    is_hierarchy = any(not latent.is_fixed for latent in latents.values())
+    kinds = {
+        name: _kind(latent, is_hierarchy=is_hierarchy)
+        for name, latent in latents.items()
+    }
     if kind == "normal" or set(kinds.values()) == {"normal"}:
         return gaussian, "normal"
     draws = sample_prior(NUM_DRAWS) if "moments" in kinds.values() else None
@@ -110,10 +115,21 @@ def moment_base(latent: Latent, draws: np.ndarray) -> Base:
     return Base(StandardNormal(loc.size), loc, scale)
 
 
-def _kind(latent: Latent) -> str:
+def _kind(latent: Latent, *, is_hierarchy: bool) -> str:
+    """Where a site starts.
+
+    Priors of scales reach zero, where the density of what they scale has no bound:
+    with both drawn independently, the mean of 1 / scale^2 is infinite. So none of the
+    bounded sites of a hierarchy starts at its prior. A Gaussian of the log of the scale
+    has that mean.
+    """
     if is_improper(latent.prior):
         return "normal"
-    return "prior" if latent.has_density and latent.is_fixed else "moments"
+    support = latent.prior.support
+    is_real = getattr(support, "base_constraint", support) is constraints.real
+    is_near_edge = is_hierarchy and not is_real
+    is_prior = latent.has_density and latent.is_fixed and not is_near_edge
+    return "prior" if is_prior else "moments"
 
 
 def _join(bases: list[Base]) -> Base:

@@ -66,9 +66,11 @@ class AutoFlow(AutoContinuous):
 
     By default the base is the prior of the model, exactly: a logistic for a `Uniform`
     site behind a sigmoid, a Gaussian for a `Normal` or `LogNormal` one, and so on. A
-    site whose prior depends on other latents, or is scaled, starts as a
-    Gaussian with the median and spread of prior draws; a site with an improper prior as
-    a Gaussian of `base_loc` and `base_scale`, or where `EPI` finds the law to lie.
+    site whose prior depends on other latents, or is scaled, starts as a Gaussian with
+    the median and spread of prior draws, and so does each bounded site of a model with
+    sites whose prior depends on others: scales that reach zero. A site with an improper
+    prior starts as a Gaussian of `base_loc` and `base_scale`, or where `EPI` finds the
+    law to lie.
 
     Args:
         model: A NumPyro model. If it has simulation noise, wrap it in

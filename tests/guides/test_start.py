@@ -160,6 +160,28 @@ def test_a_hierarchy_starts_at_the_location_and_spread_of_its_prior():
     assert jnp.log(draws["scale"]).mean() == pytest.approx(3.0, abs=0.01)
 
 
+def hierarchy(prior):
+    def model():
+        scale = numpyro.sample("scale", prior)
+        numpyro.sample("x", dist.Normal(0.0, scale))
+
+    return model
+
+
+@pytest.mark.parametrize("prior", [dist.HalfNormal(2.0), dist.Uniform(0.0, 5.0)])
+def test_a_hierarchy_starts_at_a_finite_divergence_from_its_prior(prior):
+    # The mean of 1 / scale^2 is finite if the density of u, about log scale far to the
+    # left, falls faster than exp(2 u) there. That of the prior falls as exp(u).
+    guide, params = met(hierarchy(prior))
+    assert guide.base_kind == "moments"
+    u = jnp.array([[-20.0, 0.0], [-10.0, 0.0]])
+    log_q = quick_jit(guide.get_posterior(params).log_prob)(u)
+    assert log_q[1] - log_q[0] > 2 * 10
+    alone, params = met(single(lambda: prior))
+    log_p = quick_jit(alone.get_posterior(params).log_prob)(u[:, :1])
+    assert log_p[1] - log_p[0] == pytest.approx(10, abs=0.1)
+
+
 def test_a_prior_whose_density_is_scaled_counts_as_moments():
     guide, _ = met(handlers.scale(single(PRIORS["real"]), 2.0))
     assert guide.base_kind == "moments"

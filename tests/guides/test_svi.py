@@ -69,6 +69,7 @@ def test_svi_finds_two_shares_of_tosses():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", FLOWS)
 def test_svi_finds_posterior_means(kind, case):
@@ -77,6 +78,7 @@ def test_svi_finds_posterior_means(kind, case):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_a_flow_of_numpyro_meets_the_same_tolerances(case):
     found = misses(AutoIAFNormal, case_named(case), KEYS)
@@ -84,6 +86,7 @@ def test_a_flow_of_numpyro_meets_the_same_tolerances(case):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_twin_with_full_steps_is_lost():
     found = misses(FullSteps, case_named("list_of_guides"), KEYS)
     assert not (found < 1).any()
