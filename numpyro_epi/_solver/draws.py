@@ -49,8 +49,8 @@ class Draws(NamedTuple):
     def noise_shift(self, multipliers: np.ndarray) -> np.ndarray:
         """C lambda of each draw, C the covariance of its average T, shape (n, K).
 
-        E[exp(-lambda . average)] is too large by lambda . C lambda / 2 in its logarithm,
-        to second order, and its derivative with respect to lambda by C lambda.
+        E[exp(-lambda . average)] is too large by lambda . C lambda / 2 in its
+        logarithm, to second order, and its derivative by C lambda.
         """
         num = len(self.repeats)
         if num == 1:

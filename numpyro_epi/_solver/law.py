@@ -23,7 +23,7 @@ from numpyro_epi._solver.particles import Particles, ParticleState
 # Latents up to which importance sampling is tried first.
 MAX_IMPORTANCE_LATENTS = 12
 # Draws of the verdict, first and at most.
-FIRST_DRAWS, MAX_DRAWS = 4000, 8000
+FIRST_DRAWS, MAX_DRAWS = 4000, 32_000
 # Effective draws of the verdict for each constraint.
 MIN_ESS = 400.0
 # Snapshots of the chains for the last multipliers, and for the verdict.
@@ -151,7 +151,8 @@ def _judge_population(
     khat = pareto_smooth(log_w).khat
     reason = test.reason(violation, error)
     if not state.is_done:
-        reason = f"importance sampling stalled at distance {state.position.distance:.2g}"
+        left = state.position.distance
+        reason = f"importance sampling stalled at distance {left:.2g} of the targets"
     elif khat > MAX_KHAT:
         reason = f"the weights have a k-hat of {khat:.2f}, above {MAX_KHAT}"
     top = log_w.max()

@@ -4,8 +4,8 @@
 """Markov moves that leave a tilted law as it is, for all particles at once.
 
 Hamiltonian Monte Carlo (Neal, MCMC using Hamiltonian dynamics, 2011) where log density
-and statistics have a gradient, else a random walk (Metropolis). Both are whitened by the
-particles themselves and tune their step by the acceptance of the moves before.
+and statistics have a gradient, else a random walk (Metropolis). Both are whitened by
+the particles themselves and tune their step by the acceptance of the moves before.
 """
 
 from collections.abc import Callable
@@ -66,8 +66,8 @@ def make_moves(
 
     Returns:
         A function of (u (n, D), key, tilt, whitening (D, D), its inverse, step size,
-        number of moves) that gives moved u, the step size and the mean acceptance; and how often
-        a move runs the model.
+        number of moves) that gives moved u, the step size and the mean acceptance; and
+        how often a move runs the model.
     """
 
     def potential(x: jax.Array, scale: jax.Array, tilt: Tilt) -> jax.Array:

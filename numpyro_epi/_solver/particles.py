@@ -3,9 +3,9 @@
 
 """The law of many latents by particles that Markov chains move along the path.
 
-Sequential Monte Carlo (Del Moral, Doucet & Jasra, Sequential Monte Carlo samplers, 2006)
-for statistics that are deterministic given the latents: reweigh, resample (systematic:
-separate pieces keep their mass), move until T has forgotten where it was.
+Sequential Monte Carlo (Del Moral, Doucet & Jasra, Sequential Monte Carlo samplers,
+2006) for statistics that are deterministic given the latents: reweigh, resample
+(systematic: separate pieces keep their mass), move until T has forgotten where it was.
 """
 
 from collections.abc import Callable

@@ -52,7 +52,9 @@ class LocalMixture(NamedTuple):
     def fit(cls, u: np.ndarray, num_centres: int) -> "LocalMixture":
         """Around draws u, shape (n, D), resampled ones: a repeated draw weighs more."""
         rows = np.linspace(0, len(u) - 1, min(len(u), num_centres)).astype(int)
-        u, counts = np.unique(np.asarray(u, np.float64)[rows], axis=0, return_counts=True)
+        u, counts = np.unique(
+            np.asarray(u, np.float64)[rows], axis=0, return_counts=True
+        )
         num, dim = u.shape
         sd = np.maximum(u.std(axis=0), 1e-6)
         factors = sd[:, None] * np.linalg.cholesky(_local_covariances(u / sd))
