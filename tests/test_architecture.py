@@ -60,6 +60,7 @@ LAYERS = {
     "circuits": layer(f"{BASE} primitives", "jax numpy numpyro diffrax"),
     # 3. the trainer: takes any guide by interface, and returns a result
     "_train": layer(SITES, "jax numpy numpyro optax tqdm", lazily="guides"),
+    "_solver": layer(f"{SITES} _train", "jax numpy numpyro"),
     "epi": layer(
         f"{SITES} _train _assemble result",
         "jax numpy numpyro optax tqdm",

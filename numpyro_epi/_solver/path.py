@@ -1,0 +1,147 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+r"""The path from the prior to the law, and how far along it weighted draws reach.
+
+    p(z) = p0(z) L(z)^b exp(-lambda . E[T | z]) / Z
+
+First b goes from 0 to 1: that is where informative data are met. Then the targets move
+from the moments reached to the wanted ones, with the multipliers of the dual. A step is
+as long as enough draws stay effective (adaptive tempering: Jasra et al., Inference for
+Levy-driven stochastic volatility models via adaptive sequential Monte Carlo, 2011).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from numpyro_epi._math.constraints import moment_paths
+from numpyro_epi._math.dual import solve_dual
+from numpyro_epi._math.importance import (
+    effective_sample_size,
+    normalize_log_weights,
+)
+from numpyro_epi._solver.draws import Draws
+
+# Largest violation, in scaled units, of multipliers that a step may take.
+MAX_RESIDUAL = 0.02
+# A step is halved until it is possible, then bisected.
+MAX_HALVINGS, NUM_BISECTIONS = 50, 4
+# Iterations of the dual in which the noise of T is taken at the last multipliers.
+NUM_NOISY = 3
+
+
+class Position(NamedTuple):
+    """Where on the path a law is.
+
+    Attributes:
+        temperature: b, power of the likelihood.
+        distance: of the targets from the wanted ones, from 1 to 0.
+        multipliers: lambda, scaled units, shape (K,).
+        start: E[T] where the targets begin to move, shape (K,).
+    """
+
+    temperature: float
+    distance: float
+    multipliers: np.ndarray
+    start: np.ndarray
+
+    @property
+    def is_at_the_law(self) -> bool:
+        """Whether data and targets are those of the model."""
+        return self.temperature == 1.0 and self.distance == 0.0
+
+
+def move_on(
+    position: Position,
+    draws: Draws,
+    log_q: np.ndarray,
+    has_var: np.ndarray,
+    wanted_ess: float,
+) -> Position:
+    """The farthest position that draws reach with enough effective ones.
+
+    Args:
+        position: of the law so far.
+        draws: simulated draws.
+        log_q: log density from which they are drawn, up to a constant, shape (n,).
+        has_var: which statistics have a target variance, shape (S,).
+        wanted_ess: effective draws there.
+    """
+    if position.temperature < 1.0:
+        position = _temper(position, draws, log_q, wanted_ess)
+        if position.temperature < 1.0:
+            return position
+        weights = normalize_log_weights(
+            draws.log_density(1.0, position.multipliers) - log_q
+        )
+        return position._replace(start=weights @ draws.deviations)
+    return _move_targets(position, draws, log_q, has_var, wanted_ess)
+
+
+def _temper(
+    position: Position, draws: Draws, log_q: np.ndarray, wanted_ess: float
+) -> Position:
+    left = 1.0 - position.temperature
+
+    def is_good(step: float) -> bool:
+        temperature = 1.0 - left + step
+        log_w = draws.log_density(temperature, position.multipliers) - log_q
+        if not np.isfinite(log_w).any():
+            return False
+        return effective_sample_size(normalize_log_weights(log_w)) >= wanted_ess
+
+    step = largest_step(is_good, left)
+    return position._replace(temperature=1.0 if step == left else 1.0 - left + step)
+
+
+def _move_targets(
+    position: Position,
+    draws: Draws,
+    log_q: np.ndarray,
+    has_var: np.ndarray,
+    wanted_ess: float,
+) -> Position:
+    none = np.zeros_like(position.multipliers)
+    base = draws.log_density(1.0, none) - log_q
+    path = moment_paths(position.start, has_var)[0]
+    found: dict[float, np.ndarray] = {}
+
+    def is_good(step: float) -> bool:
+        lam, moments = position.multipliers, path(position.distance - step)
+        for _ in range(NUM_NOISY if len(draws.repeats) > 1 else 1):
+            shift = draws.noise_shift(lam)
+            dual = solve_dual(
+                base + 0.5 * shift @ lam,
+                draws.deviations + shift - moments,
+                initial=lam,
+                max_steps=40,
+                least_ess=0.1 * wanted_ess,
+            )
+            lam = dual.multipliers
+        found[step] = lam
+        return dual.residual < MAX_RESIDUAL and dual.ess >= wanted_ess
+
+    step = largest_step(is_good, position.distance)
+    if step == 0.0 and position.distance > 0.0:
+        return position
+    distance = 0.0 if step == position.distance else position.distance - step
+    return position._replace(distance=distance, multipliers=found[step])
+
+
+def largest_step(is_good: Callable[[float], bool], limit: float) -> float:
+    """Largest good step up to a limit: halved until one is good, then bisected."""
+    if is_good(limit) or limit == 0.0:
+        return limit
+    low, high = 0.5 * limit, limit
+    for _ in range(MAX_HALVINGS):
+        if is_good(low):
+            break
+        low, high = 0.5 * low, low
+    else:
+        return 0.0
+    for _ in range(NUM_BISECTIONS):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if is_good(middle) else (low, middle)
+    return low

@@ -1,0 +1,203 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""The law stage finds laws that are known in closed form, and says how well."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+import numpyro_epi as epi
+from numpyro_epi._math.importance import normalize_log_weights
+from numpyro_epi._solver import population
+from numpyro_epi._solver.draws import Draws, Simulator
+from numpyro_epi._solver.law import family_error, find_law
+from numpyro_epi._solver.path import Position, largest_step, move_on
+from numpyro_epi._solver.proposal import LocalMixture
+from numpyro_epi._train.problem import Problem
+
+KEY = jax.random.key(0)
+
+
+def simulator(model, num_repeats=1):
+    problem = Problem(model, (), {}, KEY)
+    return Simulator(problem, problem.table, num_repeats)
+
+
+def gaussian():
+    """Prior N(0, 1) twice, of which one is to have mean 1 and variance 1/4."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    epi.emergent_property(z[0], mean=1.0, var=0.25)
+
+
+# log Z is minus the divergence of the law from the prior.
+GAUSSIAN = -0.5 * (0.25 + 1.0 - 1.0 - np.log(0.25))
+
+
+def informative():
+    """One latent, 1,000 wide, met by data; its mean is moved by two of its sds."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1000.0))
+    numpyro.sample("x", dist.Normal(z, 1.0).expand([100]), obs=200.0 * jnp.ones(100))
+    epi.emergent_property(z, mean=200.2, var=0.01)
+
+
+def informative_log_normalizer():
+    """Log Z = log of int p0 L exp(-lambda . T): posterior and law are Gaussian."""
+    evidence = stats.multivariate_normal(
+        np.zeros(100), np.eye(100) + 1e6 * np.ones((100, 100))
+    ).logpdf(200.0 * np.ones(100))
+    precision = 100.0 + 1e-6
+    mean = 100.0 * 200.0 / precision
+    ratio = 0.01 * precision
+    divergence = 0.5 * (ratio + (200.2 - mean) ** 2 * precision - 1.0 - np.log(ratio))
+    return evidence - divergence
+
+
+def noisy():
+    """A reading of z with noise: E[T | z] has the variance of the noise in it."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    reading = z + 0.5 * jax.random.normal(numpyro.prng_key())
+    epi.emergent_property(reading, mean=0.6, var=0.5)
+
+
+# The law of z is N(0.6, 0.25): the rest of the variance is noise.
+NOISY = -0.5 * (0.25 + 0.36 - 1.0 - np.log(0.25))
+
+
+def assert_is_law(law, log_normalizer):
+    """All numbers within four of their errors: false alarms in one of 10,000."""
+    assert law.reason == ""
+    assert abs(law.log_normalizer - log_normalizer) < 4 * law.log_normalizer_error
+    assert law.log_normalizer_error < 0.05
+    assert (np.abs(law.violation) < 4 * law.violation_error + 0.02).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "num_repeats", "exact"),
+    [
+        (gaussian, 1, GAUSSIAN),
+        (informative, 1, informative_log_normalizer()),
+        (noisy, 8, NOISY),
+    ],
+)
+def test_importance_sampling_finds_the_law(model, num_repeats, exact):
+    assert_is_law(find_law(simulator(model, num_repeats), KEY), exact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hmc", "walk"])
+def test_chains_find_the_law(kind, monkeypatch):
+    monkeypatch.setattr("numpyro_epi._solver.law.MAX_IMPORTANCE_LATENTS", 0)
+    law = find_law(simulator(gaussian), KEY, kind=kind)
+    assert law.method == "chains"
+    assert law.lag < 4.0
+    assert abs(law.log_normalizer - GAUSSIAN) < 4 * law.log_normalizer_error
+    assert (np.abs(law.violation) < 4 * law.violation_error + 0.02).all()
+
+
+# -- parts ----------------------------------------------------------------------------
+
+
+def test_a_local_mixture_has_the_density_of_its_draws():
+    """E_q[p / q] = 1 for a density p inside; four standard errors."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(300, 2)) @ np.array([[1.0, 0.9], [0.0, 0.1]])
+    mixture = LocalMixture.fit(centres, 200)
+    u = mixture.sample(KEY, 20_000)
+    log_q = mixture.log_prob(u)
+    cov = np.cov(centres.T) / 4
+    ratio = np.exp(stats.multivariate_normal([0, 0], cov).logpdf(u) - log_q)
+    error = ratio.std() / np.sqrt(ratio.size)
+    assert error < 0.05
+    assert abs(ratio.mean() - 1.0) < 4 * error
+
+
+def test_repeated_centres_weigh_more():
+    near = np.linspace(-0.5, 0.5, 20)[:, None]
+    centres = np.concatenate([np.repeat(near, 3, axis=0), 10.0 + near])
+    u = np.asarray(LocalMixture.fit(centres, 80).sample(KEY, 4000))
+    assert np.mean(np.abs(u) < 5) == pytest.approx(0.75, abs=0.01)
+
+
+def draws(x):
+    """Draws of a standard Gaussian with T = ((x - 1), ((x - 1)^2 - 1) / sqrt 2)."""
+    first = x - 1.0
+    devs = np.stack([first, (first**2 - 1.0) / np.sqrt(2.0)], axis=1)
+    none = np.zeros(x.size)
+    return Draws(x[:, None], -0.5 * x**2, none, devs[None], np.ones(x.size, bool))
+
+
+def test_the_path_ends_at_the_multipliers_of_the_targets():
+    x = np.random.default_rng(0).normal(size=20_000)
+    found = draws(x)
+    start = found.deviations.mean(axis=0)
+    position = Position(1.0, 1.0, np.zeros(2), start)
+    there = move_on(position, found, found.log_prior, np.array([True]), 1000.0)
+    assert there.is_at_the_law
+    # The law is N(1, 1): exp(-lambda . T) is exp(x - 1 / 2) up to a constant.
+    np.testing.assert_allclose(there.multipliers, [-1.0, 0.0], atol=0.05)
+    near = move_on(position, found, found.log_prior, np.array([True]), 15_000.0)
+    assert 0.0 < near.distance < 1.0
+
+
+def test_arrived_multipliers_are_solved_again():
+    """Those of the step that arrived may be of few draws: off by a tenth, once."""
+    found = draws(np.random.default_rng(0).normal(size=20_000))
+    off = Position(1.0, 0.0, np.array([-0.9, 0.1]), np.zeros(2))
+    there = move_on(off, found, found.log_prior, np.array([True]), 0.0)
+    np.testing.assert_allclose(there.multipliers, [-1.0, 0.0], atol=0.05)
+
+
+@pytest.mark.parametrize("edge", [1e-9, 0.3, 0.99, 2.0])
+def test_the_largest_step_is_near_the_edge(edge):
+    step = largest_step(lambda step: step <= edge, 1.0)
+    assert 0.9 * min(edge, 1.0) <= step <= min(edge, 1.0)
+
+
+def test_no_step_is_no_progress():
+    assert largest_step(lambda step: False, 1.0) == 0.0
+
+
+def test_noise_of_averages_is_taken_off():
+    """Densities of averages of T have the mean of those of E[T]; without, not."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(4, 5000, 1))
+    lam = np.array([1.2])
+    none = np.zeros(5000)
+    found = Draws(none[:, None], none, none, noise, np.ones(5000, bool))
+    with_it = np.log(np.exp(found.log_density(1.0, lam)).mean())
+    without = np.log(np.exp(-noise.mean(axis=0) @ lam).mean())
+    assert abs(with_it) < 0.06
+    assert without > 0.15
+
+
+def test_families_share_their_errors():
+    """A hundred families of ten equal draws: the error of a hundred draws."""
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.normal(size=(100, 1)), 10, axis=0)
+    error = family_error(values, np.repeat(np.arange(100), 10))
+    assert error[0] == pytest.approx(values.std() / 10, rel=1e-6)
+    twin = family_error(values, np.arange(1000))
+    assert twin[0] < 0.4 * error[0]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_reached_stalls():
+    def model():
+        z = numpyro.sample("z", dist.Uniform(0.0, 1.0))
+        epi.emergent_property(z, mean=2.0)
+
+    problem = Problem(model, (), {}, KEY)
+    table = problem.table.with_scale(np.linspace(0, 1, 100)[:, None])
+    state = population.init(Simulator(problem, table), KEY)
+    while not (state.is_done or state.is_stalled):
+        state = population.advance(Simulator(problem, table), state)
+    assert state.is_stalled
+    assert state.position.distance > 0.1
+    weights = normalize_log_weights(state.log_weights)
+    assert np.isfinite(weights).all()
