@@ -58,6 +58,7 @@ EXAMPLES = {
 }
 BENCHMARKS = {
     "circuits": f"{FEW} --rows stg rnn-2 --keys 0",
+    "law": "--rows nine-rings",
     "linear_oscillator": "--keys 0 --num-epochs 1 --published-steps 5 --num-draws 1000",
     "step_time": "--num-pairs 1",
 }

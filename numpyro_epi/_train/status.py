@@ -94,14 +94,16 @@ def plain_solver_errors() -> Iterator[None]:
         ) from err
     except RuntimeError as err:
         text = f"{type(err).__name__}: {err}".strip()
-        if "allback" in text and "Traceback" in text:
+        # A solver of diffrax that gives up raises from a callback of its own.
+        is_solver = "EquinoxRuntimeError" in text
+        if "allback" in text and "Traceback" in text and not is_solver:
             raise RuntimeError(
                 "A simulation ended in an error in its callback, and the run with it: "
                 f"{text.splitlines()[-1].strip()!r}. Expected a function that can be "
                 "called at any draw of the prior. Return NaN where it fails: such "
                 f"draws are then left out ({TOO_MANY})."
             ) from err
-        if "EquinoxRuntimeError" not in text:
+        if not is_solver:
             raise
         first = str(err).strip().split("\n\n", maxsplit=1)[0].splitlines()[-1]
         reason = first.rsplit("RuntimeError: ", maxsplit=1)[-1].strip()
