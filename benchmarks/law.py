@@ -94,6 +94,7 @@ def measure(name, key):
     )
     if name.startswith("nine"):
         print(f"{'':15s} shares {np.round(shares(problem, law), 3)}", flush=True)
+    return seconds
 
 
 def shares(problem, law):
@@ -108,9 +109,8 @@ def main(args):
         f"{'model':11s} {'key':>3} {'method':10s} {'log Z + volume':>18} {'truth':>7} "
         f"{'violation':>9} {'effective':>9} {'seconds':>7} {'simulations':>11} verdict"
     )
-    for name in args.rows:
-        for key in args.keys:
-            measure(name, key)
+    seconds = [measure(name, key) for name in args.rows for key in args.keys]
+    print(f"Median of the seconds: {np.median(seconds):.1f}")
 
 
 if __name__ == "__main__":
