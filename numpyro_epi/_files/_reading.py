@@ -160,7 +160,6 @@ def _state(
     path: Path, header: dict, arrays: Arrays, engine: Engine, table: ConstraintTable
 ) -> EPIState:
     """The state, in the tree that the guide and the optimiser have now."""
-    _complete(header, arrays, table)
     keys = jax.random.split(jax.random.key(0), engine.options.num_restarts)
     specs = {name: _spec(spec) for name, spec in header["state"].items()}
     num = _num_components(specs)
@@ -197,16 +196,6 @@ def _state(
         else:
             leaves.append(jnp.asarray(leaf.view(jnp.dtype(spec["dtype"]))))
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
-
-
-def _complete(header: dict, arrays: Arrays, table: ConstraintTable) -> None:
-    """Add what files had not before targets were kept in two parts."""
-    if ".targets.rest" in header["state"] or ".targets.mean" not in header["state"]:
-        return
-    spec = header["state"][".targets.mean"]
-    rest = np.asarray(table.targets.rest)
-    header["state"][".targets.rest"] = spec
-    arrays["state/.targets.rest"] = np.broadcast_to(rest, spec["shape"])
 
 
 def _num_components(specs: dict[str, tuple[tuple[int, ...], str]]) -> int:
