@@ -79,9 +79,8 @@ def test_rounded_targets_do_not():
 def test_constants_are_not_added_up_by_the_compiler():
     table, stats, exact = case(1.0, 2e5, [0.1, 0.5])
     closed_over = jax.jit(lambda f: deviations(f, table.targets, np.array([True])))
+    # JAX 0.10 adds them up without the barrier, 0.12 does not.
     assert error(np.asarray(closed_over(stats)), exact) < 1e-5
-    naive = jax.jit(lambda f: (f - table.targets.mean) - table.targets.rest)
-    assert error(np.asarray(naive(stats)), exact[:, :1]) > 1e-3
 
 
 @given(UNITS, st.floats(-3.0, 3.0), st.floats(-3.0, 3.0))
