@@ -286,4 +286,6 @@ def test_a_file_without_arguments_is_still_read(stored, tmp_path):
     path = tmp_path / "old.npz"
     with path.open("wb") as file:
         np.savez(file, **arrays)
-    epi.EPIResult.load(path, model, GUIDE, model_args=(np.zeros(4),))
+    found = epi.EPIResult.load(path, model, GUIDE, model_args=(np.zeros(4),))
+    whole = epi.EPIResult.load(stored, model, GUIDE, model_args=(np.zeros(4),))
+    assert found.entropy == whole.entropy

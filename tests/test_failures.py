@@ -118,6 +118,7 @@ def test_no_warning_where_it_is_masked_or_nothing_fails(policy):
         warnings.simplefilter("error")
         note(found, 3 if policy == "mask" else 0, 20_000)
         found.tell()
+    assert found.num == (3 if policy == "mask" else 0)
 
 
 def test_the_share_is_measured_where_the_run_now_draws(monkeypatch):

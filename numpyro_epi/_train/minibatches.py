@@ -171,7 +171,9 @@ def _operations(fn: Callable, draw: Draw) -> float:
     u = jnp.zeros(jax.eval_shape(draw, key).shape)
     try:
         return Cost.of(fn, u, key).num_operations
-    except Exception:  # whatever a model says to shapes that it does not expect
+    except Exception:  # whatever a model says to shapes that it does not expect:
+        # nothing is lost, because its own minibatches are simulated as before, and an
+        # error of the model itself shows there.
         return np.inf
 
 
