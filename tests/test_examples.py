@@ -63,6 +63,16 @@ BENCHMARKS = {
     "step_time": "--num-pairs 1",
 }
 
+# Runs of minutes, for `make test-long`.
+LONG = {"colliculus", "colliculus_regimes", "compare_nuts_svi"}
+LONG |= {"circuits", "linear_oscillator"}
+
+
+def rows(table):
+    marks = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.long]
+    return [pytest.param(x, marks=marks[x in LONG]) for x in sorted(table)]
+
+
 # Examples that simulate for longer than they compile.
 SLOW_SIMULATORS = {"colliculus", "colliculus_regimes", "v1"}
 
@@ -94,8 +104,7 @@ def test_every_script_has_a_row():
     assert scripts("benchmarks") == set(BENCHMARKS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
+@pytest.mark.parametrize("name", rows(EXAMPLES))
 def test_example_runs_and_writes_what_it_promises(name, tmp_path):
     options, files = EXAMPLES[name]
     printed = run(f"examples/{name}.py", f"{options} --no-progress-bar", tmp_path)
@@ -111,8 +120,7 @@ def test_example_runs_and_writes_what_it_promises(name, tmp_path):
             assert (ROOT / "examples/images" / file).is_file()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+@pytest.mark.parametrize("name", rows(BENCHMARKS))
 def test_benchmark_runs(name, tmp_path):
     assert "edian" in run(f"benchmarks/{name}.py", BENCHMARKS[name], tmp_path)
     assert not list(tmp_path.iterdir())
