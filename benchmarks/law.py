@@ -22,7 +22,7 @@ import numpyro.distributions as dist
 import numpyro_epi as epi
 from numpyro_epi._solver.draws import Simulator
 from numpyro_epi._solver.law import find_law
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model.problem import Problem
 from numpyro_epi.circuits import linear, rnn, stg
 
 

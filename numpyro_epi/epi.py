@@ -11,15 +11,15 @@ from jax import random
 
 from numpyro_epi._assemble import assemble
 from numpyro_epi._checks import as_key
-from numpyro_epi._train.arguments import Arguments, private
+from numpyro_epi._model.arguments import Arguments, private
+from numpyro_epi._model.outside import check_outside
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._train.check import EPICheck, check_problem
 from numpyro_epi._train.circles import cut_circles
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.outside import check_outside
-from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.runner import Runner
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState, StepInfo

@@ -21,11 +21,11 @@ import numpy as np
 from numpyro_epi import _report
 from numpyro_epi._checks import as_key, describe
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._model.problem import Simulation
 from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import Params
 from numpyro_epi._train.pilot import GradientHealth
-from numpyro_epi._train.problem import Simulation
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus
 

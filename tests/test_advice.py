@@ -77,7 +77,7 @@ ELSEWHERE = {
     ("_train/lost.py", "use distributions of NumPyro at the sites {}"): (
         "test_lost.py::test_an_unnormalised_prior_is_named"
     ),
-    ("_train/params.py", "which a network takes only together, got none of"): (
+    ("_model/params.py", "which a network takes only together, got none of"): (
         "test_params.py::test_a_flax_network_with_a_state"
     ),
 }

@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_epi as epi
-from numpyro_epi._train.arguments import Arguments, private
+from numpyro_epi._model.arguments import Arguments, private
 from small_results import GUIDE
 
 OPTIONS = {

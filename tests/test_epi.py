@@ -19,14 +19,14 @@ import pytest
 from numpyro.infer import autoguide
 
 import numpyro_epi as epi
+from numpyro_epi._model.cost import Cost
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._train.approach import Approach
 from numpyro_epi._train.chunks import Evaluation
-from numpyro_epi._train.cost import Cost
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import choose_gradient
-from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.progress import Progress
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.schedule import is_met

@@ -31,14 +31,14 @@ from numpyro_epi._files._format import (
     package_version,
 )
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._model.arguments import Arguments, private
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
-from numpyro_epi._train.arguments import Arguments, private
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
 from numpyro_epi._train.options import Options, PublishedSchedule
 from numpyro_epi._train.pilot import GradientHealth
-from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus
 from numpyro_epi.result import EPIResult

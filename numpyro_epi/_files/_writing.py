@@ -25,8 +25,8 @@ from numpyro_epi._files._format import (
     is_x64,
     package_version,
 )
+from numpyro_epi._model.arguments import Arguments
 from numpyro_epi._restart import EPIRestart
-from numpyro_epi._train.arguments import Arguments
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.state import EPIState

@@ -7,6 +7,7 @@ Of a few latents importance sampling finds it (`population`), of many Markov cha
 (`particles`). The verdict is of draws that have chosen neither multipliers nor path.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,14 +17,14 @@ from jax import random
 from numpyro_epi._math.dual import solve_dual
 from numpyro_epi._math.importance import effective_sample_size, normalize_log_weights
 from numpyro_epi._math.psis import MAX_KHAT, pareto_smooth
-from numpyro_epi._solver import population
 from numpyro_epi._solver.draws import Draws, Simulator
 from numpyro_epi._solver.particles import Particles, ParticleState
+from numpyro_epi._solver.population import Population, PopulationState
 
 # Latents up to which importance sampling is tried first.
 MAX_IMPORTANCE_LATENTS = 12
-# Draws of the verdict, first and at most.
-FIRST_DRAWS, MAX_DRAWS = 4000, 32_000
+# Draws of a round, of the verdict at first and at most, as shares of the size of a search.
+ROUND, VERDICT, MAX_VERDICT = 0.2, 0.4, 3.2
 # Effective draws of the verdict for each constraint.
 MIN_ESS = 400.0
 # Snapshots of the chains for the last multipliers, and for the verdict.
@@ -46,12 +47,12 @@ class Law(NamedTuple):
         log_normalizer_error: its standard error.
         violation: E[T], scaled units, shape (K,).
         violation_error: its standard errors, shape (K,).
+        noise_error: what the noise of simulations has of these, shape (K,).
         ess: effective number of draws.
         khat: Pareto shape of the weights; NaN of chains.
         lag: how far a second population with more moves is from the first, in standard
             errors; NaN of importance sampling.
         reason: why it is not trusted, in words; empty if it is.
-        num_simulations: spent.
     """
 
     method: str
@@ -62,130 +63,166 @@ class Law(NamedTuple):
     log_normalizer_error: float
     violation: np.ndarray
     violation_error: np.ndarray
+    noise_error: np.ndarray
     ess: float
     khat: float
     lag: float
     reason: str
-    num_simulations: int
+
+    @property
+    def converged(self) -> bool:
+        """Whether fresh draws show that the law meets its targets."""
+        return not self.reason
+
+
+class Standard(NamedTuple):
+    """What the verdict asks for.
+
+    Attributes:
+        tolerance: largest harmless violation, scaled units.
+        z_score: standard errors added to a violation before it is compared.
+        labels: of the constraints, for messages.
+    """
+
+    tolerance: float
+    z_score: float
+    labels: tuple[str, ...]
+
+    def bounds(self, violation: np.ndarray, error: np.ndarray) -> np.ndarray:
+        """Violations that are not ruled out, shape (K,)."""
+        return np.abs(violation) + self.z_score * error
+
+    def is_met(self, violation: np.ndarray, error: np.ndarray) -> bool:
+        """Whether all constraints are shown to be met."""
+        return bool((self.bounds(violation, error) <= self.tolerance).all())
+
+    def reason(self, violation: np.ndarray, error: np.ndarray) -> str:
+        """Why they are not, in words; empty if they are."""
+        if self.is_met(violation, error):
+            return ""
+        worst = int(np.argmax(self.bounds(violation, error)))
+        return (
+            f"its {self.labels[worst]} is off by {violation[worst]:+.3g} +- "
+            f"{error[worst]:.2g} scaled units (tolerance {self.tolerance:g})"
+        )
 
 
 def find_law(
     simulator: Simulator,
     rng_key: jax.Array,
+    standard: Standard,
+    choose_kind: Callable[[], str],
     *,
-    kind: str = "hmc",
-    tolerance: float = 0.05,
-    z_score: float = 1.645,
+    size: int = 10_000,
 ) -> Law:
     """Find the law of a model.
 
     Args:
         simulator: of the model.
         rng_key: random key.
-        kind: moves of chains: "hmc", or "walk" where there is no gradient.
-        tolerance: largest harmless violation, scaled units.
-        z_score: standard errors added to a violation before it is compared.
+        standard: of the verdict.
+        choose_kind: moves of chains, if these are needed: "hmc", or "walk" where
+            gradients are of no use.
+        size: of the search: a round of importance sampling has a fifth of it.
     """
     is_noisy = simulator.num_repeats > 1
-    test = _Test(tolerance, z_score)
     if is_noisy or simulator.problem.num_latents <= MAX_IMPORTANCE_LATENTS:
         keys = random.split(rng_key)
-        state = population.init(simulator, keys[0])
+        population = Population(simulator, int(ROUND * size))
+        state = population.init(keys[0])
         while not (state.is_done or state.is_stalled):
-            state = population.advance(simulator, state)
+            state = population.advance(state)
         if state.is_done:
-            state = population.refine(simulator, state)
+            state = population.refine(state)
         if state.is_done or is_noisy:
-            return _judge_population(simulator, state, keys[1], test)
-    return _chains(simulator, rng_key, kind, test)
-
-
-class _Test(NamedTuple):
-    tolerance: float
-    z_score: float
-
-    def shown(self, violation: np.ndarray, error: np.ndarray) -> bool:
-        bound = np.abs(violation) + self.z_score * error
-        return bool((bound <= self.tolerance).all())
-
-    def reason(self, violation: np.ndarray, error: np.ndarray) -> str:
-        if self.shown(violation, error):
-            return ""
-        worst = int(np.argmax(np.abs(violation) + self.z_score * error))
-        return (
-            f"constraint {worst} is off by {violation[worst]:+.3g} +- "
-            f"{error[worst]:.2g} scaled units"
-        )
+            return _judge_population(population, state, keys[1], standard, size)
+    return _chains(simulator, rng_key, choose_kind(), standard)
 
 
 # -- importance sampling --------------------------------------------------------------
 
 
 def _judge_population(
-    simulator: Simulator,
-    state: population.PopulationState,
+    population: Population,
+    state: PopulationState,
     rng_key: jax.Array,
-    test: _Test,
+    standard: Standard,
+    size: int,
 ) -> Law:
     """Fresh draws of the last proposal, until they show that the law is met, or not."""
     fit_key, key = random.split(rng_key)
-    proposal = population.fit_proposal(simulator, state, fit_key)
+    proposal = population.fit_proposal(state, fit_key)
     lam = state.position.multipliers
     draws: Draws | None = None
-    num = FIRST_DRAWS
+    num, most = int(VERDICT * size), int(MAX_VERDICT * size)
     while True:
         first_key, key = random.split(key)
         keys = random.split(first_key)
-        more = simulator(proposal.sample(keys[0], num), keys[1])
+        more = population.simulator(proposal.sample(keys[0], num), keys[1])
         draws = more if draws is None else draws.join(more)
         log_w = draws.log_density(1.0, lam) - proposal.log_prob(draws)
         weights = normalize_log_weights(log_w)
-        values = draws.deviations + draws.noise_shift(lam)
-        violation = weights @ values
-        error = np.sqrt(weights**2 @ (values - violation) ** 2)
+        violation, error, noise_error = _moments(draws, weights, lam)
         ess = effective_sample_size(weights)
-        is_enough = test.shown(violation, error) and ess >= MIN_ESS * lam.size
-        if is_enough or draws.num >= MAX_DRAWS:
+        is_enough = standard.is_met(violation, error) and ess >= MIN_ESS * lam.size
+        if is_enough or not state.is_done or draws.num >= most:
             break
         num = draws.num
     khat = pareto_smooth(log_w).khat
-    reason = test.reason(violation, error)
+    reason = standard.reason(violation, error)
     if not state.is_done:
         left = state.position.distance
-        reason = f"importance sampling stalled at distance {left:.2g} of the targets"
+        reason = f"importance sampling ends {left:.2g} of the way before the targets"
     elif khat > MAX_KHAT:
-        reason = f"the weights have a k-hat of {khat:.2f}, above {MAX_KHAT}"
-    top = log_w.max()
-    raw = np.exp(log_w - top)
+        reason = f"its weights have a k-hat of {khat:.2f} (at most {MAX_KHAT})"
+    raw = np.exp(log_w - log_w.max())
     return Law(
         "importance",
         draws,
         weights,
         lam,
-        float(top + np.log(raw.mean())),
+        float(log_w.max() + np.log(raw.mean())),
         float(raw.std(ddof=1) / raw.mean() / np.sqrt(raw.size)),
         violation,
         error,
+        noise_error,
         ess,
         khat,
         np.nan,
         reason,
-        simulator.num_simulations,
     )
+
+
+def _moments(
+    draws: Draws, weights: np.ndarray, multipliers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """E[T] of weighted draws, its standard errors, and what noise has of them."""
+    values = draws.deviations + draws.noise_shift(1.0, multipliers)
+    violation = weights @ values
+    error = np.sqrt(weights**2 @ (values - violation) ** 2)
+    num = len(draws.repeats)
+    noise = np.zeros_like(error)
+    if num > 1:
+        noise = np.sqrt(weights**2 @ draws.repeats.var(axis=0, ddof=1) / num)
+    return violation, error, noise
 
 
 # -- chains ---------------------------------------------------------------------------
 
 
-def _chains(simulator: Simulator, rng_key: jax.Array, kind: str, test: _Test) -> Law:
+def _chains(
+    simulator: Simulator, rng_key: jax.Array, kind: str, standard: Standard
+) -> Law:
     keys = random.split(rng_key, 4)
     particles = Particles(simulator, kind)
     first = particles.init(keys[0])
-    while not first.is_done:
+    while not (first.is_done or first.is_stalled):
         first = particles.advance(first)
+    if first.is_stalled:
+        return _judge_chains(particles, first, first, keys[3], standard)
     lam = _settle(particles, first, keys[1])
     second = _retrace(particles, first, lam, keys[2])
-    return _judge_chains(particles, first, second, keys[3], test)
+    return _judge_chains(particles, first, second, keys[3], standard)
 
 
 def _settle(
@@ -224,22 +261,29 @@ def _judge_chains(
     first: ParticleState,
     second: ParticleState,
     rng_key: jax.Array,
-    test: _Test,
+    standard: Standard,
 ) -> Law:
     draws, families, _ = _snapshots(particles, second, rng_key)
     lam = second.position.multipliers
     devs = draws.deviations
     violation, error = devs.mean(axis=0), family_error(devs, families)
+    reason = standard.reason(violation, error)
     log_z = second.log_normalizer
-    spread = float(log_z.std(ddof=1) / np.sqrt(log_z.size))
-    # The law of the first population differs a little in its multipliers.
-    change = (lam - first.position.multipliers) @ devs.mean(axis=0)
-    lag = _lag(first, second)
-    apart = abs(log_z.mean() + change - first.log_normalizer.mean())
-    lag = max(lag, float(apart / np.hypot(spread, spread)))
-    reason = test.reason(violation, error)
+    spread, lag = np.nan, np.nan
+    if second.is_stalled:
+        left = second.position.distance
+        reason = f"Markov chains end {left:.2g} of the way before the targets"
+    else:
+        spread = float(log_z.std(ddof=1) / np.sqrt(log_z.size))
+        # The law of the first population differs a little in its multipliers.
+        change = (lam - first.position.multipliers) @ violation
+        apart = abs(log_z.mean() + change - first.log_normalizer.mean())
+        lag = max(_lag(first, second), float(apart / np.hypot(spread, spread)))
     if lag > MAX_LAG:
-        reason = f"particles with more moves lead elsewhere ({lag:.1f} standard errors)"
+        reason = (
+            "Markov chains that move for longer lead elsewhere "
+            f"({lag:.1f} standard errors, at most {MAX_LAG:g})"
+        )
     return Law(
         "chains",
         draws,
@@ -249,11 +293,11 @@ def _judge_chains(
         spread,
         violation,
         error,
+        np.zeros_like(error),
         float(devs.var(axis=0).min() / (error**2).max()),
         np.nan,
         lag,
         reason,
-        particles.simulator.num_simulations,
     )
 
 

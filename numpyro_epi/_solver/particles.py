@@ -19,7 +19,7 @@ from jax import random
 from numpyro_epi._math.importance import normalize_log_weights, systematic_resample
 from numpyro_epi._solver.draws import Draws, Simulator
 from numpyro_epi._solver.moves import Tilt, make_moves, whitening
-from numpyro_epi._solver.path import Position, move_on
+from numpyro_epi._solver.path import MAX_STALLED, Position, has_moved, move_on
 
 # Particles, and the share of them that a step of the path leaves effective.
 NUM_PARTICLES, ESS_SHARE = 1000, 0.5
@@ -40,6 +40,7 @@ class ParticleState(NamedTuple):
         step_size: of the moves.
         path: temperature and multipliers of each round so far, shape (rounds, 1 + K).
         num_last: rounds at the wanted targets.
+        num_stalled: rounds without progress.
         correlation: largest one of T before and after the last moves.
         acceptance: of these moves.
         ancestors: particle of the prior that each stems from, shape (n,).
@@ -52,6 +53,7 @@ class ParticleState(NamedTuple):
     step_size: float
     path: np.ndarray
     num_last: int
+    num_stalled: int
     correlation: float
     acceptance: float
     ancestors: np.ndarray
@@ -61,6 +63,11 @@ class ParticleState(NamedTuple):
     def is_done(self) -> bool:
         """Whether the particles have settled at the wanted targets."""
         return self.num_last >= NUM_LAST
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the particles come no nearer to the targets."""
+        return self.num_stalled >= MAX_STALLED
 
 
 class Particles:
@@ -88,16 +95,15 @@ class Particles:
         draw_key, sim_key, key = random.split(rng_key, 3)
         u = self.simulator.prior_draws(draw_key, NUM_PARTICLES)
         draws = self.simulator(u, sim_key)
-        num = self.table.num_constraints
-        start = draws.deviations[draws.is_valid].mean(axis=0)
-        temperature = 0.0 if self.problem.has_likelihood else 1.0
+        position = Position.start_of(draws, self.problem)
         return ParticleState(
             draws=draws,
-            position=Position(temperature, 1.0, np.zeros(num), start),
+            position=position,
             log_normalizer=np.log(draws.is_valid.reshape(num_groups, -1).mean(axis=1)),
             step_size=START_STEP,
-            path=np.zeros((0, 1 + num)),
+            path=np.zeros((0, 1 + self.table.num_constraints)),
             num_last=0,
+            num_stalled=0,
             correlation=0.0,
             acceptance=1.0,
             ancestors=np.arange(NUM_PARTICLES),
@@ -117,8 +123,11 @@ class Particles:
         state = self.follow(state, there.temperature, there.multipliers)
         if there.temperature == 1.0 > here.temperature:
             there = there._replace(start=state.draws.deviations.mean(axis=0))
-        num_last = state.num_last + there.is_at_the_law
-        return state._replace(position=there, num_last=num_last)
+        return state._replace(
+            position=there,
+            num_last=state.num_last + there.is_at_the_law,
+            num_stalled=0 if has_moved(here, there) else state.num_stalled + 1,
+        )
 
     def follow(
         self,

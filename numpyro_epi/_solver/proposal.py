@@ -121,7 +121,7 @@ def _log_prob(mixture: LocalMixture, u: jax.Array) -> jax.Array:
 
 
 class DefensiveMixture(NamedTuple):
-    """A local mixture with a share of the prior.
+    """A local mixture with a share of what a search starts from: the prior if it is proper.
 
     Attributes:
         local: around draws of the law.
@@ -140,8 +140,8 @@ class DefensiveMixture(NamedTuple):
         return np.concatenate([np.asarray(local), prior])
 
     def log_prob(self, draws: Draws) -> np.ndarray:
-        """Log density of draws, whose log prior is known, shape (n,)."""
+        """Log density of simulated draws, shape (n,)."""
         local = self.local.log_prob(jnp.asarray(draws.u, float))
         return np.logaddexp(
-            np.log1p(-PRIOR_SHARE) + local, np.log(PRIOR_SHARE) + draws.log_prior
+            np.log1p(-PRIOR_SHARE) + local, np.log(PRIOR_SHARE) + draws.log_start
         )

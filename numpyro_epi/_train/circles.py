@@ -18,10 +18,10 @@ import numpy as np
 
 from numpyro_epi._charts import Charted, find_centre
 from numpyro_epi._math.constraints import deviations
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._sites import Latent
 from numpyro_epi._train.chunks import Chunks
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.status import plain_solver_errors
 from numpyro_epi._train.warm_start import Pool, solve_pool
 

@@ -18,13 +18,13 @@ import optax
 from jax import lax, vmap
 
 from numpyro_epi._math.constraints import Targets
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._train.chunks import Chunks
 from numpyro_epi._train.fit import Fit, make_fit
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.lapack import warn_of_deadlock
 from numpyro_epi._train.optim import in_weights
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.slopes import make_pilot
 from numpyro_epi._train.state import EPIState, Memory, PoolDraws, StepInfo
 from numpyro_epi._train.step import (

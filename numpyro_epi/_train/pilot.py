@@ -21,7 +21,7 @@ import numpy as np
 from jax import random
 
 from numpyro_epi._math.constraints import Targets
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model.problem import Problem
 
 # A wrong pathwise gradient is one that misses this share of the true one...
 MISSED_SHARE = 0.2

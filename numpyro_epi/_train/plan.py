@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from jax import random
 
-from numpyro_epi._train.cost import Cost
+from numpyro_epi._model.cost import Cost
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.fit import DECAYS, FIT_BATCH, FIT_CHUNK
 from numpyro_epi._train.runner import REPLAY_SHARE

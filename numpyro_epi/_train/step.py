@@ -36,9 +36,9 @@ from numpyro_epi._math.lagrangian import (
     split_half_mean,
     tilt_multipliers,
 )
+from numpyro_epi._model.problem import Problem, Simulation
 from numpyro_epi._train.gate import gated, is_finite
 from numpyro_epi._train.guide import GuideFunctions, Params
-from numpyro_epi._train.problem import Problem, Simulation
 from numpyro_epi._train.state import EPIState, StepInfo
 
 # Where the learning rate ends, as a fraction of where it starts.

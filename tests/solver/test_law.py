@@ -13,12 +13,12 @@ from scipy import stats
 
 import numpyro_epi as epi
 from numpyro_epi._math.importance import normalize_log_weights
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._solver import population
 from numpyro_epi._solver.draws import Draws, Simulator
 from numpyro_epi._solver.law import family_error, find_law
 from numpyro_epi._solver.path import Position, largest_step, move_on
 from numpyro_epi._solver.proposal import LocalMixture
-from numpyro_epi._train.problem import Problem
 
 KEY = jax.random.key(0)
 
