@@ -43,7 +43,7 @@ MATHS = f"{BASE} _math"
 SITES = f"{MATHS} primitives handlers _charts _sites _coordinates"
 MODEL = f"{SITES} _model"
 TRAIN = f"{MODEL} _solver _train"
-RESULT = f"{TRAIN} _restart result diagnostics sensitivity _files _report"
+RESULT = f"{TRAIN} _draws law _restart result diagnostics sensitivity _files _report"
 
 # A row for each module or folder at the top of the package, lowest first.
 LAYERS = {
@@ -71,8 +71,10 @@ LAYERS = {
         "jax numpy numpyro optax tqdm",
         lazily="guides",
     ),
-    "_assemble": layer(f"{TRAIN} _restart result", "jax numpy"),
-    "_restart": layer("_train", "numpy"),
+    "_assemble": layer(f"{TRAIN} _draws law _restart result", "jax numpy"),
+    "_draws": layer("", "numpy"),
+    "law": layer(f"{MATHS} _draws", "jax numpy"),
+    "_restart": layer("_train _draws law", "numpy"),
     # 4. on the result
     "result": layer(RESULT, "jax numpy numpyro", lazily="arviz plotting"),
     "_report": layer(RESULT, "numpy"),

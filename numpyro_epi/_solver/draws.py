@@ -121,7 +121,8 @@ class Simulator:
         note: takes note of all simulations, and may stop a run.
 
     Attributes:
-        num_simulations: simulations so far, those of moves of Markov chains included.
+        num_simulations: simulations so far.
+        num_moves: those of them that moves of Markov chains have made, unnoted.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Simulator:
         self.table = table
         self.num_repeats = num_repeats
         self.num_simulations = 0
+        self.num_moves = 0
         self._note = note
         each = max(problem.cost.largest_array, 1)
         batch = int(np.clip(BATCH_BYTES // each, MIN_BATCH, CHUNK))

@@ -23,7 +23,7 @@ from numpyro_epi._solver.population import Population, PopulationState
 
 # Latents up to which importance sampling is tried first.
 MAX_IMPORTANCE_LATENTS = 12
-# Draws of a round, of the verdict at first and at most, as shares of the size of a search.
+# Draws of a round, of the verdict at first and at most, as shares of a search's size.
 ROUND, VERDICT, MAX_VERDICT = 0.2, 0.4, 3.2
 # Effective draws of the verdict for each constraint.
 MIN_ESS = 400.0
@@ -53,6 +53,10 @@ class Law(NamedTuple):
         lag: how far a second population with more moves is from the first, in standard
             errors; NaN of importance sampling.
         reason: why it is not trusted, in words; empty if it is.
+        pool: the draws of the verdict, and those that chose the multipliers.
+        pool_weights: of these, sum to one.
+        is_at_the_targets: whether the multipliers are those of the targets, so that it
+            is a law, if not a trusted one.
     """
 
     method: str
@@ -68,6 +72,9 @@ class Law(NamedTuple):
     khat: float
     lag: float
     reason: str
+    pool: Draws
+    pool_weights: np.ndarray
+    is_at_the_targets: bool
 
     @property
     def converged(self) -> bool:
@@ -162,7 +169,7 @@ def _judge_population(
         draws = more if draws is None else draws.join(more)
         log_w = draws.log_density(1.0, lam) - proposal.log_prob(draws)
         weights = normalize_log_weights(log_w)
-        violation, error, noise_error = _moments(draws, weights, lam)
+        violation, error, noise_error = weighted_moments(draws, weights, lam)
         ess = effective_sample_size(weights)
         is_enough = standard.is_met(violation, error) and ess >= MIN_ESS * lam.size
         if is_enough or not state.is_done or draws.num >= most:
@@ -176,6 +183,7 @@ def _judge_population(
     elif khat > MAX_KHAT:
         reason = f"its weights have a k-hat of {khat:.2f} (at most {MAX_KHAT})"
     raw = np.exp(log_w - log_w.max())
+    state = state.with_draws(proposal, draws)
     return Law(
         "importance",
         draws,
@@ -190,10 +198,13 @@ def _judge_population(
         khat,
         np.nan,
         reason,
+        state.draws,
+        normalize_log_weights(state.log_weights),
+        state.position.is_at_the_law,
     )
 
 
-def _moments(
+def weighted_moments(
     draws: Draws, weights: np.ndarray, multipliers: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """E[T] of weighted draws, its standard errors, and what noise has of them."""
@@ -219,20 +230,20 @@ def _chains(
     while not (first.is_done or first.is_stalled):
         first = particles.advance(first)
     if first.is_stalled:
-        return _judge_chains(particles, first, first, keys[3], standard)
-    lam = _settle(particles, first, keys[1])
+        return _judge_chains(particles, first, first, keys[3], standard, first.draws)
+    settled, lam = _settle(particles, first, keys[1])
     second = _retrace(particles, first, lam, keys[2])
-    return _judge_chains(particles, first, second, keys[3], standard)
+    return _judge_chains(particles, first, second, keys[3], standard, settled)
 
 
 def _settle(
     particles: Particles, state: ParticleState, rng_key: jax.Array
-) -> np.ndarray:
-    """Multipliers from many snapshots of the chains."""
+) -> tuple[Draws, np.ndarray]:
+    """Many snapshots of the chains, and the multipliers that these have."""
     draws, _, _ = _snapshots(particles, state, rng_key)
     lam = state.position.multipliers
     log_w = np.where(draws.is_valid, draws.deviations @ lam, -np.inf)
-    return solve_dual(log_w, draws.deviations, initial=lam).multipliers
+    return draws, solve_dual(log_w, draws.deviations, initial=lam).multipliers
 
 
 def _snapshots(
@@ -262,6 +273,7 @@ def _judge_chains(
     second: ParticleState,
     rng_key: jax.Array,
     standard: Standard,
+    settled: Draws,
 ) -> Law:
     draws, families, _ = _snapshots(particles, second, rng_key)
     lam = second.position.multipliers
@@ -298,6 +310,9 @@ def _judge_chains(
         np.nan,
         lag,
         reason,
+        pool := draws.join(settled),
+        np.full(pool.num, 1.0 / pool.num),
+        not second.is_stalled,
     )
 
 

@@ -176,7 +176,9 @@ class Particles:
             u, size, acceptance = self.moves(
                 jnp.asarray(draws.u, float), keys[0], tilt, *maps, size, BLOCK
             )
-            self.simulator.num_simulations += BLOCK * self.calls_per_move * draws.num
+            num_moves = BLOCK * self.calls_per_move * draws.num
+            self.simulator.num_moves += num_moves
+            self.simulator.num_simulations += num_moves
             draws = self.simulator(u, keys[1])
             correlation = _correlation(began, draws)
             num_blocks += 1

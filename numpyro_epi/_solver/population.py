@@ -25,7 +25,7 @@ from numpyro_epi._solver.draws import Draws, Simulator
 from numpyro_epi._solver.path import MAX_STALLED, Position, has_moved, move_on
 from numpyro_epi._solver.proposal import DefensiveMixture, LocalMixture
 
-# Share of a round that must stay effective along the path, and rounds whose draws count.
+# Share of a round that stays effective along the path, and rounds whose draws count.
 ESS_SHARE, WINDOW = 0.2, 3
 # Centres of a local mixture.
 NUM_CENTRES = 500
@@ -81,6 +81,25 @@ class PopulationState(NamedTuple):
     def is_stalled(self) -> bool:
         """Whether importance sampling leads no farther."""
         return self.num_stalled >= MAX_STALLED or self.num_rounds >= MAX_ROUNDS
+
+    def with_draws(self, proposal: DefensiveMixture, new: Draws) -> "PopulationState":
+        """Add draws of a proposal, and forget the oldest if there are too many."""
+        proposals = (*self.proposals, proposal)
+        seen = proposal.log_prob(self.draws)[None]
+        old = np.concatenate([self.log_proposals, seen])
+        rows = [new.log_start if q is None else q.log_prob(new) for q in proposals]
+        both, counts = self.draws.join(new), np.append(self.counts, new.num)
+        log_proposals = np.concatenate([old, np.stack(rows)], axis=1)
+        if len(proposals) > WINDOW:
+            kept = np.arange(counts[0], both.num)
+            both, log_proposals = both.take(kept), log_proposals[1:, kept]
+            proposals, counts = proposals[1:], counts[1:]
+        return self._replace(
+            draws=both,
+            log_proposals=log_proposals,
+            counts=counts,
+            proposals=proposals,
+        )
 
 
 class Population:
@@ -138,28 +157,12 @@ class Population:
         weights = normalize_log_weights(state.log_weights)
         offset = float(random.uniform(rng_key))
         rows = systematic_resample(weights, NUM_CENTRES, offset)
-        mixture = LocalMixture.fit(state.draws.u[rows], NUM_CENTRES)
+        mixture = LocalMixture.fit(state.draws.u[rows])
         return DefensiveMixture(mixture, self.simulator.prior_draws)
 
     def _draw(self, state: PopulationState, num: int) -> PopulationState:
-        """Add a round of draws, and forget the oldest round if there are too many."""
+        """Add a round of draws at the position."""
         fit_key, draw_key, sim_key, key = random.split(state.rng_key, 4)
         proposal = self.fit_proposal(state, fit_key)
         new = self.simulator(proposal.sample(draw_key, num), sim_key)
-        proposals = (*state.proposals, proposal)
-        seen = proposal.log_prob(state.draws)[None]
-        old = np.concatenate([state.log_proposals, seen])
-        rows = [new.log_start if q is None else q.log_prob(new) for q in proposals]
-        both, counts = state.draws.join(new), np.append(state.counts, new.num)
-        log_proposals = np.concatenate([old, np.stack(rows)], axis=1)
-        if len(proposals) > WINDOW:
-            kept = np.arange(counts[0], both.num)
-            both, log_proposals = both.take(kept), log_proposals[1:, kept]
-            proposals, counts = proposals[1:], counts[1:]
-        return state._replace(
-            draws=both,
-            log_proposals=log_proposals,
-            counts=counts,
-            proposals=proposals,
-            rng_key=key,
-        )
+        return state.with_draws(proposal, new)._replace(rng_key=key)

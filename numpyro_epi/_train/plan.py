@@ -14,12 +14,13 @@ from jax import random
 
 from numpyro_epi._model.cost import Cost
 from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.first_fit import NUM_CHUNKS
 from numpyro_epi._train.fit import DECAYS, FIT_BATCH, FIT_CHUNK
 from numpyro_epi._train.runner import REPLAY_SHARE
 from numpyro_epi._train.simulations import NUM_PILOT, NUM_REPEATS
 
-# Rounds of a typical warm start, and chunks of fits before each and after the last.
-ROUNDS, ROUND_CHUNKS, LAST_CHUNKS = 2, 8, 20
+# Draws of a typical search for a law, in units of its size.
+LAW_DRAWS = 2.8
 # Passes through a simulator or a guide that a derivative in reverse mode is worth.
 REVERSE_FACTOR = 4.0
 # Scalar operations of a guide per second, on a machine that has nothing else to do, and
@@ -60,8 +61,7 @@ def plan(engine: Engine, gradient: str, seconds_each: float, *, is_noisy: bool) 
     work = between + factor.get(gradient, 1.0) * in_steps
     steps = options.num_epochs * options.num_steps * options.num_particles
     if _starts_warm(engine):
-        chunks = ROUNDS * ROUND_CHUNKS + len(DECAYS) * LAST_CHUNKS
-        steps += chunks * FIT_CHUNK * FIT_BATCH
+        steps += len(DECAYS) * NUM_CHUNKS * FIT_CHUNK * FIT_BATCH
     params = engine.guide.init(random.key(0))
     draw = Cost.of(lambda key: engine.guide.sample(params, key, 1), random.key(0))
     training = REVERSE_FACTOR * steps * draw.num_operations / GUIDE_SPEED
@@ -76,11 +76,10 @@ def count_simulations(
 ) -> tuple[int, int]:
     """Simulations between gradient steps, and in them, of all restarts."""
     options = engine.options
-    num_repeats = 2 if is_noisy else 1
-    between = num_repeats * min(NUM_PILOT, options.warm_start_size)
+    between = (1 + is_noisy) * min(NUM_PILOT, options.warm_start_size)
     if _starts_warm(engine):
-        between += num_repeats * (2 + ROUNDS) * options.warm_start_size
-        between += NUM_REPEATS * options.warm_start_size // 2 * is_noisy
+        num_repeats = NUM_REPEATS if is_noisy else 1
+        between += num_repeats * int(LAW_DRAWS * options.warm_start_size)
     if options.schedule is None:
         between += options.num_evaluation // 4
     each, in_steps = max(options.num_evaluation // 4, options.num_particles), 0

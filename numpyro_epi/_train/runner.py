@@ -8,6 +8,7 @@ before the first epoch and `verdict` after the last one.
 """
 
 import time
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ from numpyro_epi._train.schedule import (
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus
-from numpyro_epi._train.verdict import final_duals, final_verdict
+from numpyro_epi._train.verdict import final_verdict
 
 # Share of the evaluation draws that judges an epoch whose draws are replayed.
 REPLAY_SHARE = 0.5
@@ -62,7 +63,6 @@ class Runner:
         self.start = time.perf_counter()
         self.records: list[EpochRecord] = []
         self.state: Any = None
-        self.last_evaluation: Any = None
         self.judged: list[Scores] = []
         self.final: tuple[Evaluation, list[Scores]] | None = None
         num_replayed = int(self.options.num_evaluation * REPLAY_SHARE)
@@ -76,8 +76,6 @@ class Runner:
         """
         num_epochs = self.options.num_epochs
         num_extensions, num_retreats, is_early, has_looked = 0, 0, False, False
-        fresh: EPIState | None = None
-        start = 0
         while len(self.records) < num_epochs:
             before = self.state
             record = self.run_epoch(stat_gradient, progress)
@@ -90,25 +88,16 @@ class Runner:
                 num_retreats += 1
                 num_epochs += 1
                 continue
-            if fresh is None:
-                fresh = self.approach.catch_up(self.state, self.last_evaluation)
-                if fresh is not None:
-                    self.state = fresh
-                    self.replay.epochs.clear()
-                    start = len(self.records)
-                    num_epochs = start + self.options.num_epochs
-                    has_looked = False
             problem = self.simulations.seen.unreachable(self.simulations.table)
             if problem is not None and len(self.records) >= 3:
                 return [(EPIStatus.UNREACHABLE, problem)] * self.num_restarts
-            num_since = len(self.records) - start
-            is_first = num_since < FIRST_LOOK
-            if 0 < num_since < num_epochs - start and not has_looked:
+            is_first = len(self.records) < FIRST_LOOK
+            if len(self.records) < num_epochs and not has_looked:
                 self.state, factor = take_time(
                     self.state, self.approach.bounds, record, is_first=is_first
                 )
                 has_looked = factor > 1 or not is_first
-                num_epochs = max(num_epochs, start + factor * self.options.num_epochs)
+                num_epochs = max(num_epochs, factor * self.options.num_epochs)
             early = len(self.records) + NUM_LAST_EPOCHS
             if not is_early and early < num_epochs:
                 is_early = is_near(self.approach.bounds, record, self.options)
@@ -168,7 +157,6 @@ class Runner:
         num = options.num_evaluation if is_last else options.num_evaluation // 4
         num = self.replay.num_draws if replays else max(num, options.num_particles)
         ev, scores = self.simulations.evaluate(state.average, num)
-        self.last_evaluation = ev
         if replays:
             self.replay.epochs.append((state.average, ev))
         violation = np.asarray(infos.violation)[options.num_steps // 2 :].mean(axis=0)
@@ -190,13 +178,13 @@ class Runner:
         progress.show(record)
         return record
 
-    def _start(self, agreement: Agreement) -> EPIState:
-        """The state after a warm start, with targets that agree with each other."""
+    def _start(self, agreement: Agreement, pilot_u: np.ndarray) -> EPIState:
+        """The state after the search for the law, with targets that agree."""
         while True:
             self.approach = Approach(self.engine, self.simulations)
             keys = self.simulations.next_keys()
             fresh = self.simulations.init_state(keys)
-            state = self.approach.warm_start(fresh)
+            state = self.approach.begin(fresh, pilot_u)
             if not agreement.must_start_over(self.approach.law_draws(NUM_DRAWS)):
                 return state
 
@@ -212,14 +200,14 @@ class Runner:
         simulations = self.simulations
         pilot_u = simulations.pilot()
         agreement = Agreement(self.engine, simulations)
-        state = self._start(agreement)
+        state = self._start(agreement, pilot_u)
         gradient = self.approach.choose_gradient(state, pilot_u)
         self.state = state
         ended = None
         with Progress(self.options) as progress:
             self.state = self.approach.steer(state, gradient.choice)
             while agreement.must_start_over(self._guide_draws(agreement)):
-                state = self._start(agreement)
+                state = self._start(agreement, pilot_u)
                 self.state = self.approach.steer(state, gradient.choice)
             self.state = self.state._replace(penalty=simulations.penalty)
             agreement.warn()
@@ -240,13 +228,13 @@ class Runner:
             )
         simulations.failures.tell()
         ev, scores = self.final
-        duals = final_duals(simulations, self.approach.sampler, state, ev)
         verdicts = [
             final_verdict(
                 simulations,
                 s,
                 None if ended is None else ended[r],
                 np.asarray(state.multipliers[r]),
+                partial(self.approach.correct, ev, r),
             )
             for r, s in enumerate(scores)
         ]
@@ -259,8 +247,8 @@ class Runner:
             evaluation=ev,
             scores=scores,
             table=simulations.table,
-            duals=duals,
-            warm_starts=self.approach.starts,
+            laws=self.approach.laws,
+            law_reason=self.approach.reason,
             gradient=gradient,
             status=[v[0] for v in verdicts],
             messages=[v[1] for v in verdicts],
