@@ -68,12 +68,12 @@ class EPI:
             does not halve; where single steps swing about the targets, the penalty
             halves instead.
         max_penalty: its upper bound.
-        warm_start: "auto" or True to start from adaptive importance sampling where the
-            guide has a fast density, False to start from the untrained guide. A guide
-            that it fits 20 nats off, or more, is left for an untrained one; its
-            multipliers stay.
-        warm_start_size: draws per round of it.
-        warm_start_rounds: bound on its rounds.
+        warm_start: "auto" to search for the exact law first (`EPIResult.law`), and to
+            fit the guide to its draws; True to insist that one can be searched for;
+            False to train the guide without one. A guide that it fits 20 nats off, or
+            more, is left for an untrained one; its multipliers stay.
+        warm_start_size: draws of the search: a round of it has a fifth, and its verdict
+            0.4 to 3.2 times as many.
         anchor: weight in the loss of how far the guide is from the tilted model at
             importance-weighted draws, which keeps every mode that they found: spread
             of the log density ratio, or cross entropy if the simulations are noisy; 0
@@ -116,6 +116,11 @@ class EPI:
         if not callable(model):
             raise TypeError(
                 f"`model` must be a NumPyro program (a callable), but got {model!r}."
+            )
+        if "warm_start_rounds" in options:
+            raise TypeError(
+                "`warm_start_rounds` is no option any more: the search for the law "
+                "ends by itself. Use `warm_start_size` for a shorter one."
             )
         unknown = sorted(set(options) - set(Options.names()))
         if unknown:

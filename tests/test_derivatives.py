@@ -25,7 +25,6 @@ SMALL = dict(
     num_steps=20,
     num_evaluation=1000,
     warm_start_size=300,
-    warm_start_rounds=1,
     progress_bar=False,
 )
 

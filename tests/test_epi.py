@@ -21,7 +21,6 @@ from numpyro.infer import autoguide
 import numpyro_epi as epi
 from numpyro_epi._model.cost import Cost
 from numpyro_epi._model.problem import Problem
-from numpyro_epi._train.approach import Approach
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
@@ -304,23 +303,6 @@ def test_gradient_is_chosen_by_the_pilot(model, choice):
         can_replay=True,
     )
     assert found.choice == choice
-
-
-def test_a_late_warm_start_is_tried_after_every_epoch(monkeypatch):
-    """Each try adds draws to the pool: the next one weighs them all."""
-
-    def far_away():
-        z = numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
-        epi.emergent_property(z, mean=[30.0, -30.0], var=[0.25, 0.5])
-
-    tries = []
-    monkeypatch.setattr(
-        Approach, "_can_reweight", lambda self, ev, r: tries.append(r) or True
-    )
-    monkeypatch.setattr("numpyro_epi._train.approach.steer", lambda e, s, *_: (s, 0))
-    result = run(far_away, num_epochs=3)
-    assert len(tries) >= 3
-    assert not result.converged
 
 
 def test_operations_are_counted_in_loops_and_products():

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_epi._math.constraints import moment_paths
+from numpyro_epi._math.constraints import moment_path
 from numpyro_epi._math.dual import solve_dual
 from numpyro_epi._math.importance import (
     effective_sample_size,
@@ -127,7 +127,7 @@ def _move_targets(
     none = np.zeros_like(position.multipliers)
     base = draws.log_density(1.0, none) - log_q
     first_shift = draws.noise_shift(1.0, none)
-    path = moment_paths(position.start, has_var)[0]
+    path = moment_path(position.start, has_var)
     found: dict[float, np.ndarray] = {}
 
     def is_good(step: float) -> bool:

@@ -98,7 +98,6 @@ class Options:
     max_penalty: float = 2.0
     warm_start: str | bool = "auto"
     warm_start_size: int = 10_000
-    warm_start_rounds: int = 12
     anchor: float = 1.0
     stat_gradient: str = "auto"
     schedule: PublishedSchedule | None = None
@@ -107,7 +106,7 @@ class Options:
     mesh: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "num_steps", "num_restarts", "warm_start_rounds"):
+        for name in ("num_epochs", "num_steps", "num_restarts"):
             _check_count(name, getattr(self, name))
         _check_count("num_particles", self.num_particles, 4)
         _check_count("num_evaluation", self.num_evaluation, 100)
