@@ -17,6 +17,7 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.infer import autoguide
+from numpyro_epi._train.schedule import is_met
 
 import numpyro_epi as epi
 from numpyro_epi._model.cost import Cost
@@ -28,7 +29,6 @@ from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import choose_gradient
 from numpyro_epi._train.progress import Progress
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.schedule import is_met
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import Memory
 from numpyro_epi._train.step import Objective
@@ -139,7 +139,9 @@ def test_wrong_model_is_one_clear_error(model, error, message):
         ({"num_steps": 1.5}, ValueError, "num_steps"),
         ({"num_restarts": True}, ValueError, "num_restarts"),
         ({"tolerance": -0.1}, ValueError, "tolerance"),
-        ({"penalty_growth": 0.5}, ValueError, "penalty_growth"),
+        ({"penalty_growth": 0.5}, TypeError, "no option any more.*`penalty`"),
+        ({"max_penalty": 2.0}, TypeError, "no option any more.*`penalty`"),
+        ({"warm_start_rounds": 3}, TypeError, "no option any more.*`warm_start_size`"),
         ({"warm_start": "yes"}, ValueError, "warm_start"),
         ({"stat_gradient": "magic"}, ValueError, "stat_gradient"),
         ({"on_invalid": "ignore"}, ValueError, "on_invalid"),
@@ -149,7 +151,6 @@ def test_wrong_model_is_one_clear_error(model, error, message):
         ({"optim": optax.adam(1e-3), "learning_rate": 1e-2}, ValueError, "learning_"),
         ({"guide": 3}, TypeError, "guide"),
         ({"guide": autoguide.AutoDelta}, ValueError, "AutoDelta.*no entropy"),
-        ({"guide": autoguide.AutoBNAFNormal, "warm_start": True}, ValueError, "warm_"),
         ({"key": 0}, TypeError, "rng_key"),
         ({"key": jax.random.split(KEY, 2)}, TypeError, "rng_key"),
     ],

@@ -25,15 +25,12 @@ from numpyro_epi._train.pilot import (
     choose_gradient,
     why_distrusted,
 )
+from numpyro_epi._train.plateau import FAR_RATE, LARGE_GAP
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.schedule import gaps
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState, PoolDraws, choose_restarts
 from numpyro_epi._train.steer import Way, steer
 
-# Factor of the learning rate of guides that are fitted to draws of the law. Not with
-# one latent, whose flow has no networks: lone parameters move slowly as it is.
-WARM_RATE = 0.5
 # Nats from the maximum beyond which a fitted guide is left for an untrained one.
 MAX_MISFIT = 20.0
 
@@ -48,8 +45,9 @@ class Approach:
     Attributes:
         laws: of each restart; None if there is none to be had, as `reason` says.
         reason: why there are no laws, in words; empty if there are.
-        bounds: log Z of each law, an upper bound on the scores of guides, shape (R,):
-            NaN if unknown, infinite if the targets are far.
+        bounds: log Z of each law, an upper bound on the scores of guides, shape (R,);
+            NaN without one.
+        scores: of the guides before the first epoch.
     """
 
     def __init__(self, engine: Engine, simulations: Simulations) -> None:
@@ -60,6 +58,7 @@ class Approach:
         self.num_restarts = self.options.num_restarts
         self.laws: list[Law | None] = [None] * self.num_restarts
         self.bounds = np.full(self.num_restarts, np.nan)
+        self.scores: list[Scores] = []
         self.reason = self._why_no_law()
         if self.options.warm_start is True and self.reason:
             raise ValueError(
@@ -167,7 +166,6 @@ class Approach:
             return begun
         draws = [WeightedDraws(law.pool.u, law.pool_weights) for law in laws]
         params = fit_first(self.engine, state.params, draws, self.simulations.next_keys)
-        rate = WARM_RATE if self.problem.num_latents > 1 else 1.0
         begun = begun._replace(
             params=params,
             average=params,
@@ -175,7 +173,6 @@ class Approach:
             optim_state=self.engine.init_optim(params),
             pool=self._anchors(laws),
             anchor=jnp.asarray(np.where(is_found, self.options.anchor, 0.0), float),
-            rate=jnp.asarray(np.where(is_found, rate, 1.0), float),
         )
         state, begun = self.engine.align(state, begun)
         return choose_restarts(
@@ -196,31 +193,59 @@ class Approach:
         return pool.without_density if self.simulations.num_repeats > 1 else pool
 
     def steer(self, state: EPIState, stat_gradient: str) -> EPIState:
-        """Without a good warm start, lead the guide to its targets gradually."""
+        """Where the guides are; those without a law are led to their targets."""
+        state = self._look(state)
         if self.options.schedule is not None:
             return state
-        num = self.options.num_evaluation // 4
-        ev, scores = self.simulations.evaluate(state.params, num)
-        complete = self.has_laws & self.engine.guide.has_fast_density
-        is_misfit = complete & self._is_misfit(state, scores)
-        found = state.multipliers
+        is_misfit = self.gaps > MAX_MISFIT
         if is_misfit.any():
             # In tens of dimensions weighted draws tell the multipliers, but not a flow.
-            state = self._start_over(state, is_misfit)
-            complete &= ~is_misfit
-            ev, scores = self.simulations.evaluate(state.params, num)
-        violation = np.stack([s.violation for s in scores])
-        state = state._replace(running=jnp.asarray(violation, float))
-        is_far = ~complete & (np.abs(violation) >= 1.0).any(axis=1)
-        if is_far.any():
-            state = self._lead(state, ev, is_far, stat_gradient)
-        if not self.reason and (is_far & ~is_misfit & ~self.has_laws).any():
-            # Not even the search for the law led there: take time.
-            is_lost = is_far & ~is_misfit & ~self.has_laws
-            self.bounds = np.where(is_lost, np.inf, self.bounds)
-        return state._replace(
-            multipliers=jnp.where(is_misfit[:, None], found, state.multipliers)
+            state = self._look(self._start_over(state, is_misfit))
+        is_far = ~self.has_laws | is_misfit | (not self.engine.guide.has_fast_density)
+        is_far &= np.stack([np.abs(s.violation) >= 1.0 for s in self.scores]).any(
+            axis=1
         )
+        if is_far.any():
+            found = state.multipliers
+            state = self._look(
+                self._lead(state, self._evaluation, is_far, stat_gradient)
+            )
+            is_found = self.has_laws[:, None]
+            state = state._replace(
+                multipliers=jnp.where(is_found, found, state.multipliers)
+            )
+        is_slow = self.gaps > LARGE_GAP
+        return state._replace(
+            rate=jnp.where(is_slow, FAR_RATE, state.rate),
+            anchor=jnp.where(is_slow, 0.0, state.anchor),
+            pool=state.pool.empty if is_slow.all() else state.pool,
+        )
+
+    def _look(self, state: EPIState) -> EPIState:
+        """Draws of the guides as they are: `scores`, and what these violate."""
+        num = self.options.num_evaluation // 4
+        self._evaluation, self.scores = self.simulations.evaluate(state.params, num)
+        violation = np.stack([s.violation for s in self.scores])
+        return state._replace(running=jnp.asarray(np.nan_to_num(violation), float))
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """Nats that each guide has to gain, shape (R,); NaN where that is not known."""
+        multipliers = self.law_multipliers(np.zeros(()))
+        scores = [
+            s.log_likelihood - s.divergence - lam @ s.violation
+            for s, lam in zip(self.scores, multipliers, strict=True)
+        ]
+        return self.bounds - np.array(scores)
+
+    def law_multipliers(self, others: np.ndarray) -> np.ndarray:
+        """Those of each law, or others where there is none, shape (R, K)."""
+        shape = (self.num_restarts, self.simulations.table.num_constraints)
+        found = np.broadcast_to(np.asarray(others, np.float64), shape).copy()
+        for r, law in enumerate(self.laws):
+            if law is not None and law.converged:
+                found[r] = law.multipliers
+        return found
 
     def _lead(
         self, state: EPIState, ev: Evaluation, is_far: np.ndarray, stat_gradient: str
@@ -241,10 +266,6 @@ class Approach:
             num_steps * self.options.num_particles * self.num_restarts
         )
         return state
-
-    def _is_misfit(self, state: EPIState, scores: list[Scores]) -> np.ndarray:
-        """Which guides are far from the law that they were fitted to, shape (R,)."""
-        return gaps(self.bounds, scores, np.asarray(state.multipliers)) > MAX_MISFIT
 
     def _start_over(self, state: EPIState, is_misfit: np.ndarray) -> EPIState:
         """Untrained guides instead of some; what importance sampling found stays."""

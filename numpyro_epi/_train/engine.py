@@ -148,11 +148,6 @@ class Engine:
             cover=params,
             rng_key=keys,
             num_steps=jnp.zeros((num_restarts,), jnp.int32),
-            horizon=jnp.full(
-                (num_restarts,),
-                self.options.num_epochs * self.options.num_steps,
-                dtype=float,
-            ),
         )
 
     @property

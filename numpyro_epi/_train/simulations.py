@@ -17,9 +17,9 @@ from numpyro_epi._train.chunks import Evaluation, split_keys
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.failures import Failures
 from numpyro_epi._train.pilot import MIN_REPLAY_OPERATIONS
+from numpyro_epi._train.plateau import is_met, is_within
 from numpyro_epi._train.precision import check_latents, check_statistics
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.schedule import is_met, is_within
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import SeenRange
 

@@ -311,7 +311,7 @@ def make_update(
         objective: loss.
         optim: optimiser.
         average_decay: of the moving average of the parameters; 0 for none.
-        decays: whether the learning rate follows `cosine_decay`.
+        decays: whether `EPIState.rate` is a factor of the steps.
     """
 
     def update(state: EPIState) -> tuple[EPIState, StepInfo]:
@@ -325,7 +325,7 @@ def make_update(
         old, unravel = ravel_pytree(state.params)
         change = ravel_pytree(updates)[0]
         if decays:
-            change *= state.rate * cosine_decay(state.num_steps, state.horizon)
+            change *= state.rate
         new = jnp.where(is_good, old + change, old)
         count = state.num_steps + 1
         # Debiased at the start: the average never lags by more than it has seen.

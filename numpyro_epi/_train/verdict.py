@@ -9,8 +9,8 @@ import numpy as np
 
 from numpyro_epi._train.correction import Correction
 from numpyro_epi._train.lost import why_lost
+from numpyro_epi._train.plateau import is_met, is_within
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.schedule import is_met, is_within
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.status import EPIStatus
 
