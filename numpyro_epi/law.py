@@ -36,7 +36,8 @@ class EPILaw:
         divergence: KL(p || p0), nats; for improper priors see `EPIResult.divergence`.
         violation: E[T] in scaled units, shape (K,).
         violation_error: standard errors of `violation`, shape (K,).
-        noise_error: what the noise of simulations has of these, shape (K,).
+        noise_error: bias that the noise of averaged simulations may leave in it, scaled
+            units, shape (K,).
         ess: effective number of the draws.
         khat: Pareto shape of the weights of the verdict; NaN of chains.
         lag: how far chains that move for longer end from these, in standard errors; NaN

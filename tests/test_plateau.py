@@ -36,9 +36,9 @@ def begin(*merit):
     return Plateau.start(state(0, merit.size), [scores()] * merit.size, merit)
 
 
-def test_merit_is_the_score_less_the_penalty():
-    found = merits([scores(0.2, 3.0)], np.array([[0.5]]), np.array([[2.0]]))
-    np.testing.assert_allclose(found, [-3.0 - 0.5 * 0.2 - 0.04])
+def test_merit_is_the_score_less_the_price_of_the_violation():
+    found = merits([scores(0.2, 3.0)], np.array([[0.5]]), tolerance=0.1)
+    np.testing.assert_allclose(found, [-3.0 - 0.5 * 0.2 - 4 * rule.VIOLATION_COST])
 
 
 def test_the_best_of_each_restart_is_kept():
@@ -125,7 +125,7 @@ def test_an_epoch_that_ruins_the_guide_does_no_harm(keeps, monkeypatch):
 
     run_epoch = runner.Runner.run_epoch
     monkeypatch.setattr(runner.Runner, "run_epoch", wild)
-    monkeypatch.setattr(runner.Runner, "_is_done", lambda *_: False)
+    monkeypatch.setattr(runner.Runner, "_is_near", lambda *_: False)
     if not keeps:
         after = Plateau.after
         monkeypatch.setattr(
@@ -158,7 +158,7 @@ def test_an_interrupt_leaves_the_best_guide(monkeypatch):
 
     run_epoch = runner.Runner.run_epoch
     monkeypatch.setattr(runner.Runner, "run_epoch", stop)
-    monkeypatch.setattr(runner.Runner, "_is_done", lambda *_: False)
+    monkeypatch.setattr(runner.Runner, "_is_near", lambda *_: False)
     options = {"num_epochs": 5, "num_steps": 5, "num_particles": 20}
     options |= {"num_evaluation": 200, "warm_start": False, "progress_bar": False}
     monkeypatch.setattr(

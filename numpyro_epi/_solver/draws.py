@@ -17,7 +17,6 @@ from numpyro_epi._model.problem import Problem, Simulation
 # Draws that one call of a compiled function simulates; of them, as many side by side as
 # keep their largest array within so many bytes, the cache of a CPU.
 CHUNK, BATCH_BYTES, MIN_BATCH = 1000, 2**20, 16
-
 # Takes note of latents, log likelihoods and statistics of simulations, (n, ...).
 Note = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
@@ -99,6 +98,28 @@ class Draws(NamedTuple):
             self.repeats[:, rows],
             self.is_valid[rows],
         )
+
+    def with_repeats(self, other: "Draws") -> "Draws":
+        """The same draws, simulated more often."""
+        return self._replace(
+            log_likelihoods=np.concatenate(
+                [self.log_likelihoods, other.log_likelihoods]
+            ),
+            repeats=np.concatenate([self.repeats, other.repeats]),
+            is_valid=self.is_valid & other.is_valid,
+        )
+
+    def halves(self) -> tuple["Draws", "Draws"]:
+        """The same draws with one half of their simulations, and with the other."""
+        num = len(self.repeats) // 2
+        parts = (slice(0, num), slice(num, 2 * num))
+        first, second = (
+            self._replace(
+                log_likelihoods=self.log_likelihoods[part], repeats=self.repeats[part]
+            )
+            for part in parts
+        )
+        return first, second
 
     def join(self, other: "Draws") -> "Draws":
         """These and others."""

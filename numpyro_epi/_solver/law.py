@@ -19,12 +19,18 @@ from numpyro_epi._math.importance import effective_sample_size, normalize_log_we
 from numpyro_epi._math.psis import MAX_KHAT, pareto_smooth
 from numpyro_epi._solver.draws import Draws, Simulator
 from numpyro_epi._solver.particles import Particles, ParticleState
-from numpyro_epi._solver.population import Population, PopulationState
+from numpyro_epi._solver.population import (
+    Population,
+    PopulationState,
+    noise_bias,
+)
 
 # Latents up to which importance sampling is tried first.
 MAX_IMPORTANCE_LATENTS = 12
 # Draws of a round, of the verdict at first and at most, as shares of a search's size.
 ROUND, VERDICT, MAX_VERDICT = 0.2, 0.4, 3.2
+# Verdicts, of which the next has all that the last one has simulated.
+MAX_VERDICTS = 4
 # Effective draws of the verdict for each constraint.
 MIN_ESS = 400.0
 # Snapshots of the chains for the last multipliers, and for the verdict.
@@ -47,7 +53,7 @@ class Law(NamedTuple):
         log_normalizer_error: its standard error.
         violation: E[T], scaled units, shape (K,).
         violation_error: its standard errors, shape (K,).
-        noise_error: what the noise of simulations has of these, shape (K,).
+        noise_error: bias that the noise of averaged simulations leaves, shape (K,).
         ess: effective number of draws.
         khat: Pareto shape of the weights; NaN of chains.
         lag: how far a second population with more moves is from the first, in standard
@@ -95,19 +101,30 @@ class Standard(NamedTuple):
     z_score: float
     labels: tuple[str, ...]
 
-    def bounds(self, violation: np.ndarray, error: np.ndarray) -> np.ndarray:
+    def bounds(
+        self, violation: np.ndarray, error: np.ndarray, bias: np.ndarray | float = 0.0
+    ) -> np.ndarray:
         """Violations that are not ruled out, shape (K,)."""
-        return np.abs(violation) + self.z_score * error
+        return np.abs(violation) + self.z_score * error + bias
 
-    def is_met(self, violation: np.ndarray, error: np.ndarray) -> bool:
+    def is_met(
+        self, violation: np.ndarray, error: np.ndarray, bias: np.ndarray | float = 0.0
+    ) -> bool:
         """Whether all constraints are shown to be met."""
-        return bool((self.bounds(violation, error) <= self.tolerance).all())
+        return bool((self.bounds(violation, error, bias) <= self.tolerance).all())
 
-    def reason(self, violation: np.ndarray, error: np.ndarray) -> str:
+    def is_missed(self, violation: np.ndarray, error: np.ndarray) -> bool:
+        """Whether one is shown to be missed."""
+        low = np.abs(violation) - self.z_score * error
+        return bool((low > self.tolerance).any())
+
+    def reason(
+        self, violation: np.ndarray, error: np.ndarray, bias: np.ndarray | float = 0.0
+    ) -> str:
         """Why they are not, in words; empty if they are."""
-        if self.is_met(violation, error):
+        if self.is_met(violation, error, bias):
             return ""
-        worst = int(np.argmax(self.bounds(violation, error)))
+        worst = int(np.argmax(self.bounds(violation, error, bias)))
         return (
             f"its {self.labels[worst]} is off by {violation[worst]:+.3g} +- "
             f"{error[worst]:.2g} scaled units (tolerance {self.tolerance:g})"
@@ -142,11 +159,30 @@ def find_law(
         if state.is_done:
             state = population.refine(state)
         if state.is_done or is_noisy:
-            return _judge_population(population, state, keys[1], standard, size)
+            law = _settle_population(population, state, keys[1], standard, size)
+            if law.converged or is_noisy:
+                return law
     return _chains(simulator, rng_key, choose_kind(), standard)
 
 
 # -- importance sampling --------------------------------------------------------------
+
+
+def _settle_population(
+    population: Population,
+    state: PopulationState,
+    rng_key: jax.Array,
+    standard: Standard,
+    size: int,
+) -> Law:
+    """The law by fresh draws; those that tell against it improve it for others."""
+    for i in range(MAX_VERDICTS):
+        key = random.fold_in(rng_key, i)
+        law, state = _judge_population(population, state, key, standard, size)
+        if law.converged or not law.is_at_the_targets:
+            break
+        state = population.solve(state)
+    return law
 
 
 def _judge_population(
@@ -155,8 +191,8 @@ def _judge_population(
     rng_key: jax.Array,
     standard: Standard,
     size: int,
-) -> Law:
-    """Fresh draws of the last proposal, until they show that the law is met, or not."""
+) -> tuple[Law, PopulationState]:
+    """Fresh draws of a proposal, until they show that the law is met, or that not."""
     fit_key, key = random.split(rng_key)
     proposal = population.fit_proposal(state, fit_key)
     lam = state.position.multipliers
@@ -167,24 +203,31 @@ def _judge_population(
         keys = random.split(first_key)
         more = population.simulator(proposal.sample(keys[0], num), keys[1])
         draws = more if draws is None else draws.join(more)
-        log_w = draws.log_density(1.0, lam) - proposal.log_prob(draws)
+        log_q = proposal.log_prob(draws)
+        log_w = draws.log_density(1.0, lam) - log_q
         weights = normalize_log_weights(log_w)
-        violation, error, noise_error = weighted_moments(draws, weights, lam)
+        violation, error, noise = violation_of(draws, log_q, lam)
         ess = effective_sample_size(weights)
-        is_enough = standard.is_met(violation, error) and ess >= MIN_ESS * lam.size
-        if is_enough or not state.is_done or draws.num >= most:
+        is_enough = (
+            standard.is_met(violation, error, noise) and ess >= MIN_ESS * lam.size
+        )
+        is_enough |= standard.is_missed(violation, error) or not state.is_done
+        if is_enough or draws.num >= most:
             break
         num = draws.num
     khat = pareto_smooth(log_w).khat
-    reason = standard.reason(violation, error)
+    reason = standard.reason(violation, error, noise)
     if not state.is_done:
         left = state.position.distance
         reason = f"importance sampling ends {left:.2g} of the way before the targets"
     elif khat > MAX_KHAT:
         reason = f"its weights have a k-hat of {khat:.2f} (at most {MAX_KHAT})"
+    elif not reason and ess < MIN_ESS * lam.size:
+        wanted = MIN_ESS * lam.size
+        reason = f"it has {ess:.0f} effective draws (at least {wanted:.0f})"
     raw = np.exp(log_w - log_w.max())
     state = state.with_draws(proposal, draws)
-    return Law(
+    law = Law(
         "importance",
         draws,
         weights,
@@ -193,7 +236,7 @@ def _judge_population(
         float(raw.std(ddof=1) / raw.mean() / np.sqrt(raw.size)),
         violation,
         error,
-        noise_error,
+        noise,
         ess,
         khat,
         np.nan,
@@ -202,20 +245,18 @@ def _judge_population(
         normalize_log_weights(state.log_weights),
         state.position.is_at_the_law,
     )
+    return law, state
 
 
-def weighted_moments(
-    draws: Draws, weights: np.ndarray, multipliers: np.ndarray
+def violation_of(
+    draws: Draws, log_q: np.ndarray, multipliers: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """E[T] of weighted draws, its standard errors, and what noise has of them."""
+    """E[T] of draws weighted to a law, its standard errors, and its bias by noise."""
+    weights = normalize_log_weights(draws.log_density(1.0, multipliers) - log_q)
     values = draws.deviations + draws.noise_shift(1.0, multipliers)
     violation = weights @ values
     error = np.sqrt(weights**2 @ (values - violation) ** 2)
-    num = len(draws.repeats)
-    noise = np.zeros_like(error)
-    if num > 1:
-        noise = np.sqrt(weights**2 @ draws.repeats.var(axis=0, ddof=1) / num)
-    return violation, error, noise
+    return violation, error, np.abs(noise_bias(draws, log_q, multipliers))
 
 
 # -- chains ---------------------------------------------------------------------------

@@ -33,6 +33,9 @@ NUM_CENTRES = 500
 NUM_LAST = 2
 # Rounds that a search may take.
 MAX_ROUNDS = 60
+# Scaled units that the noise of averages may leave in a violation, and simulations of
+# each draw that this may take.
+MAX_BIAS, MAX_REPEATS = 0.01, 128
 
 
 class PopulationState(NamedTuple):
@@ -102,6 +105,25 @@ class PopulationState(NamedTuple):
         )
 
 
+def weighted_moments(
+    draws: Draws, log_q: np.ndarray, multipliers: np.ndarray
+) -> np.ndarray:
+    """E[T] under the law of some multipliers, shape (K,)."""
+    weights = normalize_log_weights(draws.log_density(1.0, multipliers) - log_q)
+    return weights @ (draws.deviations + draws.noise_shift(1.0, multipliers))
+
+
+def noise_bias(draws: Draws, log_q: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
+    """What the noise of averages leaves in E[T], from halves of them, shape (K,).
+
+    It falls with the square of their number: a third of what halving it brings.
+    """
+    if len(draws.repeats) == 1:
+        return np.zeros(multipliers.size)
+    halves = [weighted_moments(d, log_q, multipliers) for d in draws.halves()]
+    return (np.mean(halves, axis=0) - weighted_moments(draws, log_q, multipliers)) / 3
+
+
 class Population:
     """Rounds of importance sampling for one model.
 
@@ -145,8 +167,30 @@ class Population:
         return self._draw(state, self.size)
 
     def refine(self, state: PopulationState) -> PopulationState:
-        """The multipliers once more, with another and larger round at the law."""
-        state = self._draw(state, 2 * self.size)
+        """The multipliers once more, with a larger round at the law.
+
+        Noisy simulations are averaged over as many as it takes for the moments to be
+        the same with half of them.
+        """
+        simulator = self.simulator
+        if simulator.num_repeats == 1:
+            return self.solve(self._draw(state, 2 * self.size))
+        state = self.solve(self._draw(state, self.size, keeps=False))
+        lam = state.position.multipliers
+        while (
+            np.abs(noise_bias(state.draws, state.log_q, lam)).max() > MAX_BIAS
+            and simulator.num_repeats < MAX_REPEATS
+        ):
+            key, sim_key = random.split(state.rng_key)
+            more = simulator(state.draws.u, sim_key)
+            draws = state.draws.with_repeats(more)
+            simulator.num_repeats *= 2
+            state = self.solve(state._replace(draws=draws, rng_key=key))
+            lam = state.position.multipliers
+        return state
+
+    def solve(self, state: PopulationState) -> PopulationState:
+        """Multipliers on the draws that there are."""
         there = move_on(state.position, state.draws, state.log_q, self.has_var, 0.0)
         return state._replace(position=there)
 
@@ -160,9 +204,19 @@ class Population:
         mixture = LocalMixture.fit(state.draws.u[rows])
         return DefensiveMixture(mixture, self.simulator.prior_draws)
 
-    def _draw(self, state: PopulationState, num: int) -> PopulationState:
-        """Add a round of draws at the position."""
+    def _draw(
+        self, state: PopulationState, num: int, *, keeps: bool = True
+    ) -> PopulationState:
+        """A round of draws at the position, added to the others or in their place."""
         fit_key, draw_key, sim_key, key = random.split(state.rng_key, 4)
         proposal = self.fit_proposal(state, fit_key)
         new = self.simulator(proposal.sample(draw_key, num), sim_key)
-        return state.with_draws(proposal, new)._replace(rng_key=key)
+        if keeps:
+            return state.with_draws(proposal, new)._replace(rng_key=key)
+        return state._replace(
+            draws=new,
+            log_proposals=proposal.log_prob(new)[None],
+            counts=np.array([num]),
+            proposals=(proposal,),
+            rng_key=key,
+        )

@@ -47,6 +47,7 @@ class Approach:
         reason: why there are no laws, in words; empty if there are.
         bounds: log Z of each law, an upper bound on the scores of guides, shape (R,);
             NaN without one.
+        bound_errors: standard errors of `bounds`, shape (R,).
         scores: of the guides before the first epoch.
     """
 
@@ -58,6 +59,7 @@ class Approach:
         self.num_restarts = self.options.num_restarts
         self.laws: list[Law | None] = [None] * self.num_restarts
         self.bounds = np.full(self.num_restarts, np.nan)
+        self.bound_errors = np.full(self.num_restarts, np.nan)
         self.scores: list[Scores] = []
         self.reason = self._why_no_law()
         if self.options.warm_start is True and self.reason:
@@ -161,6 +163,7 @@ class Approach:
             is_found[:, None], np.stack([law.multipliers for law in laws]), 0.0
         )
         self.bounds = np.where(is_found, [law.log_normalizer for law in laws], np.nan)
+        self.bound_errors = np.array([law.log_normalizer_error for law in laws])
         begun = state._replace(multipliers=jnp.asarray(multipliers, float))
         if not self.engine.guide.has_fast_density:
             return begun

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from numpyro_epi._math.importance import normalize_log_weights
 from numpyro_epi._math.psis import MAX_KHAT, pareto_smooth
 from numpyro_epi._solver.draws import Draws, Simulator
-from numpyro_epi._solver.law import Law, Standard, weighted_moments
+from numpyro_epi._solver.law import Law, Standard, violation_of
 from numpyro_epi._train.chunks import Evaluation
 
 # Draws that are weighted where each takes several simulations.
@@ -63,9 +62,8 @@ def weigh_to_law(
     if not np.isfinite(log_w).any():
         return Correction(np.inf, is_met=False)
     khat = pareto_smooth(log_w).khat
-    weights = normalize_log_weights(log_w)
-    violation, error, _ = weighted_moments(draws, weights, law.multipliers)
-    is_met = khat <= MAX_KHAT and standard.is_met(violation, error)
+    found = violation_of(draws, log_q, law.multipliers)
+    is_met = khat <= MAX_KHAT and standard.is_met(*found)
     return Correction(khat, is_met=bool(is_met))
 
 

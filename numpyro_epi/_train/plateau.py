@@ -4,7 +4,7 @@
 """How training slows down and ends: one rule, the plateau of the merit.
 
 The merit of a guide is its score (the objective, corrected for its violation to first
-order) less the penalty on what it violates. With the multipliers of the law the score
+order) less a price on what it violates. With the multipliers of the law the score
 is log Z - KL(q || law), whatever the guide's own multipliers are. Where it gains
 nothing for some epochs, the best guide so far goes on at half the rate; after some
 halvings it is the answer. A guide that an epoch has ruined comes back by the same rule.
@@ -20,6 +20,8 @@ from numpyro_epi._train.options import Options
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.state import EPIState, choose_restarts
 
+# Nats that a violation of the tolerance costs, in its square.
+VIOLATION_COST = 0.02
 # Nats that count as a gain, epochs without one before the rate is halved, and halvings.
 MIN_GAIN, PATIENCE, MAX_HALVINGS = 0.005, 2, 5
 # Nats from the maximum beyond which a guide is far from it, and the rate of such ones.
@@ -56,6 +58,10 @@ class Plateau(NamedTuple):
         """Whether no restart has anything to gain."""
         return bool((self.num_halvings > MAX_HALVINGS).all())
 
+    def with_scores(self, scores: Sequence[Scores], merit: np.ndarray) -> "Plateau":
+        """The same guides, judged by draws that have not chosen them."""
+        return self._replace(scores=tuple(scores), merit=merit)
+
     def after(
         self, state: EPIState, scores: Sequence[Scores], merit: np.ndarray
     ) -> tuple["Plateau", EPIState]:
@@ -83,24 +89,20 @@ class Plateau(NamedTuple):
 
 
 def merits(
-    scores: Sequence[Scores], multipliers: np.ndarray, penalty: np.ndarray
+    scores: Sequence[Scores], multipliers: np.ndarray, tolerance: float
 ) -> np.ndarray:
-    """Score less penalty of each restart, shape (R,), nats.
+    """Score less the price of the violation of each restart, shape (R,), nats.
 
     Args:
         scores: of each restart's guide.
         multipliers: of the law, or the guide's own without one, shape (R, K).
-        penalty: penalty coefficients, shape (R, K).
+        tolerance: of violations, scaled units.
     """
-    return np.array(
-        [
-            s.log_likelihood
-            - s.divergence
-            - lam @ s.violation
-            - 0.5 * c @ s.violation**2
-            for s, lam, c in zip(scores, multipliers, penalty, strict=True)
-        ]
-    )
+    costs = [
+        lam @ s.violation + VIOLATION_COST * ((s.violation / tolerance) ** 2).sum()
+        for s, lam in zip(scores, multipliers, strict=True)
+    ]
+    return np.array([s.log_likelihood - s.divergence for s in scores]) - costs
 
 
 def is_met(scores: Scores, options: Options) -> np.ndarray:
