@@ -34,8 +34,8 @@ NUM_LAST = 2
 # Rounds that a search may take.
 MAX_ROUNDS = 60
 # Scaled units that the noise of averages may leave in a violation, and simulations of
-# each draw that this may take.
-MAX_BIAS, MAX_REPEATS = 0.01, 128
+# each draw that this takes: of fewer, halves do not tell.
+MAX_BIAS, MIN_REPEATS, MAX_REPEATS = 0.01, 8, 128
 
 
 class PopulationState(NamedTuple):
@@ -177,10 +177,10 @@ class Population:
             return self.solve(self._draw(state, 2 * self.size))
         state = self.solve(self._draw(state, self.size, keeps=False))
         lam = state.position.multipliers
-        while (
-            np.abs(noise_bias(state.draws, state.log_q, lam)).max() > MAX_BIAS
-            and simulator.num_repeats < MAX_REPEATS
-        ):
+        while simulator.num_repeats < MAX_REPEATS:
+            bias = np.abs(noise_bias(state.draws, state.log_q, lam)).max()
+            if bias <= MAX_BIAS and simulator.num_repeats >= MIN_REPEATS:
+                break
             key, sim_key = random.split(state.rng_key)
             more = simulator(state.draws.u, sim_key)
             draws = state.draws.with_repeats(more)
