@@ -59,6 +59,9 @@ ELSEWHERE = {
     ("_train/agreement.py", "Leave one of these out, or its variance."): (
         "test_copies.py::test_leaving_one_out_is_a_way_out"
     ),
+    ("_model/arguments.py", "Pass these arrays themselves, or keep them"): (
+        "test_arguments.py::test_what_cannot_be_copied_is_refused_with_a_way_out"
+    ),
     ("_coordinates.py", "Pass the mask to the model as an argument"): (
         "test_coordinates.py::test_a_mask_that_depends_on_latents_is_refused"
     ),
