@@ -49,13 +49,8 @@ def test_its_numbers_are_those_of_the_closed_form():
     assert abs(law.entropy - ENTROPY) < bound
     assert (np.abs(law.violation) < 0.05).all()
     # Tilt of N(0, 4) to N(1, 1/4): exp(-a x - b (x - 1)^2).
-    np.testing.assert_allclose(
-        law.multipliers["f" if "f" in law.multipliers else next(iter(law.multipliers))][
-            1
-        ],
-        (1 / 0.25 - 1 / 4) / 2,
-        rtol=0.1,
-    )
+    (lam,) = law.multipliers.values()
+    np.testing.assert_allclose(lam[1], (1 / 0.25 - 1 / 4) / 2, rtol=0.1)
 
 
 def test_its_draws_have_its_moments_and_its_density():
@@ -86,9 +81,7 @@ def test_samples_are_resampled_and_not_simulated():
 
 def test_more_draws_than_are_effective_are_warned_of():
     law = trained().law
-    with pytest.warns(
-        UserWarning, match=r"effective ones are stored.*EPIResult.sample"
-    ):
+    with pytest.warns(UserWarning, match="effective ones are stored"):
         assert len(law.sample(KEY, int(law.ess) + 1)["z"]) == int(law.ess) + 1
     assert len(trained().sample(KEY, int(law.ess) + 1)["z"]) == int(law.ess) + 1
 
@@ -103,7 +96,7 @@ def test_bad_arguments_are_named(args, error):
 
 
 def test_a_poor_guide_is_corrected_or_left_and_the_summary_says_so(capsys):
-    """One epoch of five steps from an untrained guide: the law is met, the guide not."""
+    """Five steps from an untrained guide: the law is met, the guide not."""
     options = {**SMALL, "warm_start_size": 5000}
     inference = epi.EPI(gaussian, epi.guides.AutoRealNVP, **options)
     from numpyro_epi._train import approach
@@ -122,10 +115,11 @@ def test_a_poor_guide_is_corrected_or_left_and_the_summary_says_so(capsys):
     mean = np.asarray(data["posterior"]["z"]).mean(axis=(0, 1))
     np.testing.assert_allclose(mean, [1.0, -1.0], atol=0.08)
     assert "exact law" in data["posterior"].attrs["draws"]
-    guide = epi.to_arviz(result, draws="guide")
-    assert (
-        np.abs(np.asarray(guide["posterior"]["z"]).mean(axis=(0, 1)) - mean).max() > 0.2
-    )
+    sds = [
+        np.asarray(found["posterior"]["z"]).std()
+        for found in (data, epi.to_arviz(result, draws="guide"))
+    ]
+    assert sds[1] > sds[0] + 0.1
 
 
 def test_what_is_asked_of_arviz_is_checked():
