@@ -13,10 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # A row for each example: options that make it short, and the files that it promises.
-TINY = (
-    "--num-epochs 1 --num-steps 4 --num-evaluation 500 --warm-start-size 500 "
-    "--warm-start-rounds 1"
-)
+TINY = "--num-epochs 1 --num-steps 4 --num-evaluation 500 --warm-start-size 500"
 FEW = f"{TINY} --num-particles 50"
 EXAMPLES = {
     "colliculus": (
@@ -63,6 +60,16 @@ BENCHMARKS = {
     "step_time": "--num-pairs 1",
 }
 
+# Runs of minutes, for `make test-long`.
+LONG = {"colliculus", "colliculus_regimes", "compare_nuts_svi"}
+LONG |= {"circuits", "linear_oscillator"}
+
+
+def rows(table):
+    marks = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.long]
+    return [pytest.param(x, marks=marks[x in LONG]) for x in sorted(table)]
+
+
 # Examples that simulate for longer than they compile.
 SLOW_SIMULATORS = {"colliculus", "colliculus_regimes", "v1"}
 
@@ -94,8 +101,7 @@ def test_every_script_has_a_row():
     assert scripts("benchmarks") == set(BENCHMARKS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
+@pytest.mark.parametrize("name", rows(EXAMPLES))
 def test_example_runs_and_writes_what_it_promises(name, tmp_path):
     options, files = EXAMPLES[name]
     printed = run(f"examples/{name}.py", f"{options} --no-progress-bar", tmp_path)
@@ -111,8 +117,7 @@ def test_example_runs_and_writes_what_it_promises(name, tmp_path):
             assert (ROOT / "examples/images" / file).is_file()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(BENCHMARKS))
+@pytest.mark.parametrize("name", rows(BENCHMARKS))
 def test_benchmark_runs(name, tmp_path):
     assert "edian" in run(f"benchmarks/{name}.py", BENCHMARKS[name], tmp_path)
     assert not list(tmp_path.iterdir())

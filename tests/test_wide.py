@@ -24,6 +24,7 @@ def ridge():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_model_of_16_latents_converges():
     """Its guide is left, and lacks 0.8 nats of the maximum at the end.
 

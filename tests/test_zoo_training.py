@@ -14,6 +14,7 @@ from quadrature import deviations, tilt_of
 from zoo import ZOO
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.long
 
 # A mode may gain or lose this much mass: 0.05 nats at a mass of one half, 0.1 at 0.8.
 MASS_BOUND = 0.15
@@ -50,7 +51,7 @@ def split_targets(table):
     return [list(table.split(x).values()) for x in (table.mean, table.var)]
 
 
-@pytest.mark.parametrize("key", [0, 1, 2])
+@pytest.mark.parametrize("key", [0, *(pytest.param(k, marks=LONG) for k in (1, 2))])
 def test_default_options_reach_the_maximum(problem_and_inference, key):
     """20,000 evaluation draws or more: standard errors of 0.0001 to 0.02 nats.
 

@@ -27,8 +27,9 @@ from numpyro_epi._solver.population import (
 
 # Latents up to which importance sampling is tried first.
 MAX_IMPORTANCE_LATENTS = 12
-# Draws of a round, of the verdict at first and at most, as shares of a search's size.
-ROUND, VERDICT, MAX_VERDICT = 0.2, 0.4, 3.2
+# Draws of a round, of the verdict at first and at most, and particles of chains, as
+# shares of a search's size.
+ROUND, VERDICT, MAX_VERDICT, PARTICLES = 0.2, 0.4, 3.2, 0.1
 # Verdicts, of which the next has all that the last one has simulated.
 MAX_VERDICTS = 4
 # Effective draws of the verdict for each constraint.
@@ -162,7 +163,8 @@ def find_law(
             law = _settle_population(population, state, keys[1], standard, size)
             if law.converged or is_noisy:
                 return law
-    return _chains(simulator, rng_key, choose_kind(), standard)
+    particles = Particles(simulator, choose_kind(), int(PARTICLES * size))
+    return _chains(particles, rng_key, standard)
 
 
 # -- importance sampling --------------------------------------------------------------
@@ -262,11 +264,8 @@ def violation_of(
 # -- chains ---------------------------------------------------------------------------
 
 
-def _chains(
-    simulator: Simulator, rng_key: jax.Array, kind: str, standard: Standard
-) -> Law:
+def _chains(particles: Particles, rng_key: jax.Array, standard: Standard) -> Law:
     keys = random.split(rng_key, 4)
-    particles = Particles(simulator, kind)
     first = particles.init(keys[0])
     while not (first.is_done or first.is_stalled):
         first = particles.advance(first)

@@ -21,8 +21,8 @@ from numpyro_epi._solver.draws import Draws, Simulator
 from numpyro_epi._solver.moves import Tilt, make_moves, whitening
 from numpyro_epi._solver.path import MAX_STALLED, Position, has_moved, move_on
 
-# Particles, and the share of them that a step of the path leaves effective.
-NUM_PARTICLES, ESS_SHARE = 1000, 0.5
+# Share of the particles that a step of the path leaves effective.
+ESS_SHARE = 0.5
 # Moves go on in blocks until T has forgotten where the particles were.
 BLOCK, MAX_BLOCKS, MAX_CORRELATION = 2, 8, 0.5
 # Rounds at the wanted targets, in which multipliers and particles settle.
@@ -76,11 +76,16 @@ class Particles:
     Args:
         simulator: of the model.
         kind: of the moves: "hmc", or "walk" where there is no gradient.
+        size: number of particles.
         max_blocks: of moves in a round.
     """
 
     def __init__(
-        self, simulator: Simulator, kind: str, max_blocks: int = MAX_BLOCKS
+        self,
+        simulator: Simulator,
+        kind: str,
+        size: int = 1000,
+        max_blocks: int = MAX_BLOCKS,
     ) -> None:
         self.simulator = simulator
         self.problem, self.table = simulator.problem, simulator.table
@@ -88,12 +93,13 @@ class Particles:
         self.moves, self.calls_per_move = make_moves(
             self.problem, kind, forward=forward
         )
+        self.size = size
         self.max_blocks = max_blocks
 
     def init(self, rng_key: jax.Array, num_groups: int = 1) -> ParticleState:
         """Particles of the prior, in groups that are resampled by themselves."""
         draw_key, sim_key, key = random.split(rng_key, 3)
-        u = self.simulator.prior_draws(draw_key, NUM_PARTICLES)
+        u = self.simulator.prior_draws(draw_key, self.size)
         draws = self.simulator(u, sim_key)
         position = Position.start_of(draws, self.problem)
         return ParticleState(
@@ -106,7 +112,7 @@ class Particles:
             num_stalled=0,
             correlation=0.0,
             acceptance=1.0,
-            ancestors=np.arange(NUM_PARTICLES),
+            ancestors=np.arange(self.size),
             rng_key=key,
         )
 

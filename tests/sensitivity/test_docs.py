@@ -40,6 +40,7 @@ def test_examples_of_docstrings_run_as_printed(name):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_tutorial_runs():
     """With a shorter run than the page's, which prints other digits."""
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
