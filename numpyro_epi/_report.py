@@ -142,13 +142,13 @@ def _distribution(best: "EPIRestart", improper: tuple[str, ...]) -> list[str]:
         lines.append(_entry("expected log likelihood of data", text))
     text = f"{best.score:10.3f} nats"
     lines.append(_entry("violation-corrected objective", text))
-    if best.law is not None and best.law.converged:
+    if np.isfinite(best.log_normalizer):
         gap = best.log_normalizer - best.score
         text = (
-            f"{best.log_normalizer:10.3f} +- {best.law.log_normalizer_error:.2g} nats  "
-            f"(log Z of the law; gap {gap:+.3f})"
+            f"{best.log_normalizer:10.3f} nats  (gap {gap:+.3f}, from "
+            f"{best.dual_ess:,.0f} effective draws)"
         )
-        lines.append(_entry("its maximum", text))
+        lines.append(_entry("its maximum, log Z of the law", text))
         if gap > LARGE_GAP:
             lines.append(
                 f"  A gap of {gap:.1f} nats is large: a part with the property may be "

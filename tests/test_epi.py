@@ -17,7 +17,6 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.infer import autoguide
-from numpyro_epi._train.schedule import is_met
 
 import numpyro_epi as epi
 from numpyro_epi._model.cost import Cost
@@ -27,6 +26,7 @@ from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import choose_gradient
+from numpyro_epi._train.plateau import is_met
 from numpyro_epi._train.progress import Progress
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.simulations import Simulations

@@ -122,7 +122,7 @@ class Particles:
         there = move_on(
             here,
             draws,
-            draws.log_density(here.temperature, here.multipliers),
+            _density(draws, here.temperature, here.multipliers),
             self.table.has_var,
             ESS_SHARE * draws.num,
         )
@@ -149,8 +149,7 @@ class Particles:
         offset_key, move_key, key = random.split(state.rng_key, 3)
         here, draws = state.position, state.draws
         log_w = draws.log_density(temperature, multipliers)
-        log_w = log_w - draws.log_density(here.temperature, here.multipliers)
-        log_w = np.where(draws.is_valid, log_w, -np.inf)
+        log_w = log_w - _density(draws, here.temperature, here.multipliers)
         offset = float(random.uniform(offset_key))
         rows, gains = _resample(log_w, state.log_normalizer.size, offset)
         state = state._replace(
@@ -194,6 +193,12 @@ class Particles:
             correlation=correlation,
             acceptance=float(acceptance),
         )
+
+
+def _density(draws: Draws, temperature: float, multipliers: np.ndarray) -> np.ndarray:
+    """Log density of the law that particles have; 0 of those that are invalid."""
+    log_p = draws.log_density(temperature, multipliers)
+    return np.where(draws.is_valid, log_p, 0.0)
 
 
 def _resample(

@@ -81,8 +81,8 @@ class Approach:
 
     @property
     def has_laws(self) -> np.ndarray:
-        """Which restarts have a law that can be trusted, shape (R,)."""
-        return np.array([law is not None and law.converged for law in self.laws])
+        """Which restarts have a law at the targets, trusted or not, shape (R,)."""
+        return np.array([_is_law(law) for law in self.laws])
 
     def begin(self, state: EPIState, pilot_u: np.ndarray) -> EPIState:
         """Find the laws, and fit guides to them; others stay untrained.
@@ -144,7 +144,7 @@ class Approach:
 
     def law_draws(self, num: int) -> np.ndarray | None:
         """Draws of the laws (R', n, D) of those restarts that have one, or None."""
-        laws = [law for law in self.laws if law is not None and law.converged]
+        laws = [law for law in self.laws if law is not None and _is_law(law)]
         if not laws:
             return None
         draws = [WeightedDraws(law.pool.u, law.pool_weights) for law in laws]
@@ -155,9 +155,10 @@ class Approach:
         is_found = self.has_laws
         if not is_found.any():
             return state
-        any_law = next(law for law in self.laws if law is not None and law.converged)
+        found = [law for law in self.laws if law is not None and _is_law(law)]
+        # Those without one take any other's place, for the shape of arrays.
         laws = [
-            law if law is not None and law.converged else any_law for law in self.laws
+            law if law is not None and _is_law(law) else found[0] for law in self.laws
         ]
         multipliers = np.where(
             is_found[:, None], np.stack([law.multipliers for law in laws]), 0.0
@@ -246,7 +247,7 @@ class Approach:
         shape = (self.num_restarts, self.simulations.table.num_constraints)
         found = np.broadcast_to(np.asarray(others, np.float64), shape).copy()
         for r, law in enumerate(self.laws):
-            if law is not None and law.converged:
+            if law is not None and _is_law(law):
                 found[r] = law.multipliers
         return found
 
@@ -298,3 +299,7 @@ class Approach:
             masks_invalid=self.options.on_invalid == "mask",
             leaves_out=self.options.leaves_out,
         )
+
+
+def _is_law(law: Law | None) -> bool:
+    return law is not None and law.is_at_the_targets

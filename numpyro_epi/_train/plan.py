@@ -16,11 +16,14 @@ from numpyro_epi._model.cost import Cost
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.first_fit import NUM_CHUNKS
 from numpyro_epi._train.fit import DECAYS, FIT_BATCH, FIT_CHUNK
+from numpyro_epi._train.options import Options
 from numpyro_epi._train.runner import REPLAY_SHARE
 from numpyro_epi._train.simulations import NUM_PILOT, NUM_REPEATS
 
 # Draws of a typical search for a law, in units of its size.
 LAW_DRAWS = 2.8
+# Epochs of a typical run.
+EPOCHS = 10
 # Passes through a simulator or a guide that a derivative in reverse mode is worth.
 REVERSE_FACTOR = 4.0
 # Scalar operations of a guide per second, on a machine that has nothing else to do, and
@@ -59,7 +62,7 @@ def plan(engine: Engine, gradient: str, seconds_each: float, *, is_noisy: bool) 
     between, in_steps = count_simulations(engine, gradient, is_noisy=is_noisy)
     factor = {"reverse": REVERSE_FACTOR, "forward": 1.0 + engine.problem.num_latents}
     work = between + factor.get(gradient, 1.0) * in_steps
-    steps = options.num_epochs * options.num_steps * options.num_particles
+    steps = _epochs(options) * options.num_steps * options.num_particles
     if _starts_warm(engine):
         steps += len(DECAYS) * NUM_CHUNKS * FIT_CHUNK * FIT_BATCH
     params = engine.guide.init(random.key(0))
@@ -87,9 +90,14 @@ def count_simulations(
         each = max(int(REPLAY_SHARE * options.num_evaluation), options.num_particles)
         between += each
     else:
-        in_steps = options.num_epochs * options.num_steps * options.num_particles
-    between += options.num_epochs * each + options.num_evaluation
+        in_steps = _epochs(options) * options.num_steps * options.num_particles
+    between += _epochs(options) * each + options.num_evaluation
     return options.num_restarts * between, options.num_restarts * in_steps
+
+
+def _epochs(options: Options) -> int:
+    """How many a run takes, typically."""
+    return options.num_epochs if options.schedule else min(options.num_epochs, EPOCHS)
 
 
 def _starts_warm(engine: Engine) -> bool:

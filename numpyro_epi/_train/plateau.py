@@ -24,6 +24,8 @@ from numpyro_epi._train.state import EPIState, choose_restarts
 VIOLATION_COST = 0.02
 # Nats that count as a gain, epochs without one before the rate is halved, and halvings.
 MIN_GAIN, PATIENCE, MAX_HALVINGS = 0.005, 2, 5
+# Of a state, what goes on whatever guide it has.
+KEPT = ("rng_key", "memory", "pool", "num_steps")
 # Nats from the maximum beyond which a guide is far from it, and the rate of such ones.
 LARGE_GAP, FAR_RATE = 0.5, 3.0
 
@@ -69,7 +71,7 @@ class Plateau(NamedTuple):
         merit = np.where(np.isfinite(merit), merit, -np.inf)
         is_better = merit > self.merit
         has_gained = merit > self.merit + MIN_GAIN
-        best = choose_restarts(is_better, state, self.best, keep=("rng_key",))
+        best = choose_restarts(is_better, state, self.best, keep=KEPT)
         num_stale = np.where(has_gained, 0, self.num_stale + 1)
         is_stale = num_stale >= PATIENCE
         found = Plateau(
@@ -82,8 +84,7 @@ class Plateau(NamedTuple):
             np.where(is_stale, 0, num_stale),
             self.num_halvings + is_stale,
         )
-        kept = ("rng_key", "memory", "pool", "num_steps")
-        back = choose_restarts(is_stale, best, state, keep=kept)
+        back = choose_restarts(is_stale, best, state, keep=KEPT)
         rate = np.where(is_stale, 0.5, 1.0) * np.asarray(state.rate)
         return found, back._replace(rate=rate.astype(state.rate.dtype))
 

@@ -20,7 +20,7 @@ from numpyro_epi._train.agreement import NUM_DRAWS, Agreement
 from numpyro_epi._train.approach import Approach
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
-from numpyro_epi._train.plateau import Plateau, is_met, is_within, merits
+from numpyro_epi._train.plateau import KEPT, Plateau, is_met, is_within, merits
 from numpyro_epi._train.progress import Progress
 from numpyro_epi._train.published import train_published
 from numpyro_epi._train.records import EpochRecord, RunOutcome, Scores
@@ -85,9 +85,8 @@ class Runner:
                 if plateau.is_over:
                     break
         finally:
-            keep = ("rng_key", "memory", "pool", "num_steps")
             everyone = np.ones(self.num_restarts, bool)
-            self.state = choose_restarts(everyone, plateau.best, self.state, keep=keep)
+            self.state = choose_restarts(everyone, plateau.best, self.state, keep=KEPT)
         return None
 
     def _look(self, scores: Sequence[Scores]) -> tuple[Sequence[Scores], np.ndarray]:
