@@ -423,6 +423,14 @@ def replay_and_schedule():
     Options(schedule=schedule)
 
 
+@case("_train/options.py", "The penalty stays what it is: pass `penalty`")
+def penalties_that_grew():
+    for name in ("penalty_growth", "max_penalty"):
+        with refused(TypeError):
+            epi.EPI(pair_model, **{name: 2.0})
+    epi.EPI(pair_model, penalty=2.0)
+
+
 @case("_train/options.py", "`warm_start=True` contradicts `schedule`")
 def warm_start_and_schedule():
     schedule = epi.PublishedSchedule()

@@ -59,6 +59,15 @@ ELSEWHERE = {
     ("_train/agreement.py", "Leave one of these out, or its variance."): (
         "test_copies.py::test_leaving_one_out_is_a_way_out"
     ),
+    ("_train/verdict.py", "Use draws of the law (`result.law.sample`)"): (
+        "test_result_law.py::test_samples_are_resampled_and_not_simulated"
+    ),
+    ("arviz.py", 'Use `draws="guide"`'): (
+        "test_result_law.py::test_what_is_asked_of_arviz_is_checked"
+    ),
+    ("law.py", "Ask for fewer, or for draws of the guide"): (
+        "test_result_law.py::test_more_draws_than_are_effective_are_warned_of"
+    ),
     ("_model/arguments.py", "Pass these arrays themselves, or keep them"): (
         "test_arguments.py::test_what_cannot_be_copied_is_refused_with_a_way_out"
     ),

@@ -14,9 +14,8 @@ from jax import lax, random, vmap
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._model.problem import Problem, Simulation
 
-# Draws that one call of a compiled function simulates; of them, as many side by side as
-# keep their largest array within so many bytes, the cache of a CPU.
-CHUNK, BATCH_BYTES, MIN_BATCH = 1000, 2**20, 16
+# Simulations side by side: as many as keep their largest array within so many bytes.
+BATCH_BYTES, MIN_BATCH = 2**20, 16
 # Takes note of latents, log likelihoods and statistics of simulations, (n, ...).
 Note = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
@@ -140,6 +139,7 @@ class Simulator:
         table: targets, with the scales of all statistics.
         num_repeats: simulations of each draw: one if nothing is random.
         note: takes note of all simulations, and may stop a run.
+        chunk: draws that one call of a compiled function makes or simulates.
 
     Attributes:
         num_simulations: simulations so far.
@@ -152,6 +152,7 @@ class Simulator:
         table: ConstraintTable,
         num_repeats: int = 1,
         note: Note = lambda *_: None,
+        chunk: int = 1000,
     ) -> None:
         self.problem = problem
         self.table = table
@@ -159,8 +160,9 @@ class Simulator:
         self.num_simulations = 0
         self.num_moves = 0
         self._note = note
+        self._chunk = chunk
         each = max(problem.cost.largest_array, 1)
-        batch = int(np.clip(BATCH_BYTES // each, MIN_BATCH, CHUNK))
+        batch = int(np.clip(BATCH_BYTES // each, MIN_BATCH, chunk))
         # A program that leaves JAX is slow to run: no draw is simulated to fill up.
         self._fills = not problem.cost.has_callback
 
@@ -171,13 +173,13 @@ class Simulator:
 
         @jax.jit
         def prior(rng_key: jax.Array) -> jax.Array:
-            return vmap(problem.sample_prior)(random.split(rng_key, CHUNK))
+            return vmap(problem.sample_prior)(random.split(rng_key, chunk))
 
         self._simulate, self._prior = simulate, prior
 
     def prior_draws(self, rng_key: jax.Array, num: int) -> np.ndarray:
         """Draws u of the prior, shape (num, D)."""
-        keys = random.split(rng_key, -(-num // CHUNK))
+        keys = random.split(rng_key, -(-num // self._chunk))
         return np.concatenate([np.asarray(self._prior(key)) for key in keys])[:num]
 
     def __call__(self, u: Any, rng_key: jax.Array) -> Draws:
@@ -204,8 +206,8 @@ class Simulator:
         """One simulation of each draw, in chunks of one size."""
         num = len(u)
         parts = []
-        for i, start in enumerate(range(0, num, CHUNK)):
-            rows = np.arange(start, start + CHUNK)
+        for i, start in enumerate(range(0, num, self._chunk)):
+            rows = np.arange(start, start + self._chunk)
             rows = rows % num if self._fills else rows[rows < num]
             parts.append(self._simulate(u[rows], random.fold_in(rng_key, i)))
         run = Simulation(

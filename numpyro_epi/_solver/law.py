@@ -36,8 +36,9 @@ MAX_VERDICTS = 4
 MIN_ESS = 400.0
 # Snapshots of the chains for the last multipliers, and for the verdict.
 NUM_SNAPSHOTS = 8
-# Groups of the second population, and how many times as many moves it has.
-NUM_GROUPS, REPEATS = 4, 2
+# Groups of the second population, particles of one at least, and how many times as many
+# moves it has.
+NUM_GROUPS, MIN_GROUP, REPEATS = 4, 10, 2
 # Standard errors by which two populations may differ, in any number that is compared.
 MAX_LAG = 4.0
 
@@ -163,7 +164,8 @@ def find_law(
             law = _settle_population(population, state, keys[1], standard, size)
             if law.converged or is_noisy:
                 return law
-    particles = Particles(simulator, choose_kind(), int(PARTICLES * size))
+    num = NUM_GROUPS * max(int(PARTICLES * size) // NUM_GROUPS, MIN_GROUP)
+    particles = Particles(simulator, choose_kind(), num)
     return _chains(particles, rng_key, standard)
 
 

@@ -17,7 +17,7 @@ from numpyro_epi._solver.draws import Simulator
 from numpyro_epi._solver.law import Law, Standard, find_law
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.correction import Correction, weigh_to_law
-from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.engine import MIN_CHUNK, Engine
 from numpyro_epi._train.first_fit import WeightedDraws, fit_first
 from numpyro_epi._train.pilot import (
     GradientHealth,
@@ -113,6 +113,7 @@ class Approach:
             simulations.table,
             simulations.num_repeats,
             lambda *arrays: simulations.note(*(x[None] for x in arrays)),
+            chunk=max(self.options.warm_start_size // 10, MIN_CHUNK),
         )
 
     @property
@@ -275,7 +276,7 @@ class Approach:
         """Untrained guides instead of some; what importance sampling found stays."""
         fresh = self.simulations.init_state(state.rng_key)
         fresh, state = self.engine.align(fresh, state)
-        kept = ("rng_key", "pool")
+        kept = ("rng_key", "pool", "multipliers")
         return choose_restarts(is_misfit, fresh, state, keep=kept)
 
     def choose_gradient(self, state: EPIState, pilot_u: np.ndarray) -> GradientHealth:

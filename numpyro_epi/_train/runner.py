@@ -104,6 +104,8 @@ class Runner:
 
     def _is_near(self, plateau: Plateau) -> bool:
         """Whether the best guides may be within the tolerances of their maximum."""
+        if self.options.gap_tolerance == 0.0:
+            return False
         gaps = self.approach.bounds - plateau.merit
         noise = 2.0 * self.approach.bound_errors
         if not (gaps - noise < self.options.gap_tolerance).all():
