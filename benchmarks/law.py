@@ -21,7 +21,7 @@ import numpyro.distributions as dist
 
 import numpyro_epi as epi
 from numpyro_epi._model.problem import Problem
-from numpyro_epi._solver.draws import Simulator
+from numpyro_epi._solver.draws import Programs, Simulator
 from numpyro_epi._solver.law import Standard, find_law
 from numpyro_epi.circuits import linear, rnn, stg
 
@@ -81,7 +81,7 @@ MODELS = {
 def measure(name, key):
     began, row = time.perf_counter(), MODELS[name]
     problem = Problem(row.model, (), {}, jax.random.key(0))
-    simulator = Simulator(problem, problem.table, row.num_repeats)
+    simulator = Simulator(Programs(problem), problem.table, row.num_repeats)
     standard = Standard(0.05, 1.645, problem.table.labels)
     law = find_law(simulator, jax.random.key(key), standard, lambda: row.kind)
     seconds = time.perf_counter() - began

@@ -588,7 +588,6 @@ def test_noise_is_noticed_and_never_guided():
     result = run(model)
     assert result.is_noisy
     assert set(result.draws.latents) == {"z"}
-    assert result.multipliers_source == "guide"
 
 
 def test_second_run_compiles_nothing_new():

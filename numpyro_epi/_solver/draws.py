@@ -131,40 +131,21 @@ class Draws(NamedTuple):
         )
 
 
-class Simulator:
-    """Simulates draws of one model; compiled once.
+class Programs:
+    """Compiled functions of one model, which serve all searches for its laws.
 
     Args:
         problem: the model.
-        table: targets, with the scales of all statistics.
-        num_repeats: simulations of each draw: one if nothing is random.
-        note: takes note of all simulations, and may stop a run.
-        chunk: draws that one call of a compiled function makes or simulates.
-
-    Attributes:
-        num_simulations: simulations so far.
-        num_moves: those of them that moves of Markov chains have made, unnoted.
+        chunk: draws that one call makes or simulates.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        table: ConstraintTable,
-        num_repeats: int = 1,
-        note: Note = lambda *_: None,
-        chunk: int = 1000,
-    ) -> None:
+    def __init__(self, problem: Problem, chunk: int = 1000) -> None:
         self.problem = problem
-        self.table = table
-        self.num_repeats = num_repeats
-        self.num_simulations = 0
-        self.num_moves = 0
-        self._note = note
-        self._chunk = chunk
+        self.chunk = chunk
+        # Those of Markov chains, by their kind; see `moves`.
+        self.moves: dict[str, Any] = {}
         each = max(problem.cost.largest_array, 1)
         batch = int(np.clip(BATCH_BYTES // each, MIN_BATCH, chunk))
-        # A program that leaves JAX is slow to run: no draw is simulated to fill up.
-        self._fills = not problem.cost.has_callback
 
         @jax.jit
         def simulate(u: jax.Array, rng_key: jax.Array) -> Simulation:
@@ -175,12 +156,47 @@ class Simulator:
         def prior(rng_key: jax.Array) -> jax.Array:
             return vmap(problem.sample_prior)(random.split(rng_key, chunk))
 
-        self._simulate, self._prior = simulate, prior
+        self.simulate, self.prior = simulate, prior
+
+
+class Simulator:
+    """Simulates draws of one model.
+
+    Args:
+        programs: of the model.
+        table: targets, with the scales of all statistics.
+        num_repeats: simulations of each draw: one if nothing is random.
+        note: takes note of all simulations, and may stop a run.
+
+    Attributes:
+        num_simulations: simulations so far.
+        num_moves: those of them that moves of Markov chains have made, unnoted.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        table: ConstraintTable,
+        num_repeats: int = 1,
+        note: Note = lambda *_: None,
+    ) -> None:
+        self.programs = programs
+        self.problem = programs.problem
+        self.table = table
+        self.num_repeats = num_repeats
+        self.num_simulations = 0
+        self.num_moves = 0
+        self._note = note
+        self._chunk = programs.chunk
+        # A program that leaves JAX is slow to run: no draw is simulated to fill up.
+        self._fills = not self.problem.cost.has_callback
 
     def prior_draws(self, rng_key: jax.Array, num: int) -> np.ndarray:
         """Draws u of the prior, shape (num, D)."""
         keys = random.split(rng_key, -(-num // self._chunk))
-        return np.concatenate([np.asarray(self._prior(key)) for key in keys])[:num]
+        return np.concatenate([np.asarray(self.programs.prior(key)) for key in keys])[
+            :num
+        ]
 
     def __call__(self, u: Any, rng_key: jax.Array) -> Draws:
         """Simulate draws u, shape (n, D); what is not finite becomes 0, and invalid."""
@@ -209,7 +225,7 @@ class Simulator:
         for i, start in enumerate(range(0, num, self._chunk)):
             rows = np.arange(start, start + self._chunk)
             rows = rows % num if self._fills else rows[rows < num]
-            parts.append(self._simulate(u[rows], random.fold_in(rng_key, i)))
+            parts.append(self.programs.simulate(u[rows], random.fold_in(rng_key, i)))
         run = Simulation(
             *(
                 np.concatenate([np.asarray(x) for x in xs])[:num]

@@ -90,9 +90,10 @@ class Particles:
         self.simulator = simulator
         self.problem, self.table = simulator.problem, simulator.table
         forward = kind == "hmc" and self.problem.derivatives.reverse is not None
-        self.moves, self.calls_per_move = make_moves(
-            self.problem, kind, forward=forward
-        )
+        programs = simulator.programs
+        if kind not in programs.moves:
+            programs.moves[kind] = make_moves(self.problem, kind, forward=forward)
+        self.moves, self.calls_per_move = programs.moves[kind]
         self.size = size
         self.max_blocks = max_blocks
 

@@ -17,7 +17,7 @@ from numpyro_epi._solver.draws import Simulator
 from numpyro_epi._solver.law import Law, Standard, find_law
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.correction import Correction, weigh_to_law
-from numpyro_epi._train.engine import MIN_CHUNK, Engine
+from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.first_fit import WeightedDraws, fit_first
 from numpyro_epi._train.pilot import (
     GradientHealth,
@@ -109,11 +109,10 @@ class Approach:
         """Simulates draws of laws; all are noted."""
         simulations = self.simulations
         return Simulator(
-            self.problem,
+            self.engine.programs,
             simulations.table,
             simulations.num_repeats,
             lambda *arrays: simulations.note(*(x[None] for x in arrays)),
-            chunk=max(self.options.warm_start_size // 10, MIN_CHUNK),
         )
 
     @property

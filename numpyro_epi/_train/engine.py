@@ -19,6 +19,8 @@ from jax import lax, vmap
 
 from numpyro_epi._math.constraints import Targets
 from numpyro_epi._model.problem import Problem
+from numpyro_epi._solver.draws import Programs
+from numpyro_epi._solver.law import PARTICLES
 from numpyro_epi._train.chunks import Chunks
 from numpyro_epi._train.fit import Fit, make_fit
 from numpyro_epi._train.guide import GuideFunctions, Params
@@ -162,6 +164,12 @@ class Engine:
     def init_params(self) -> Callable[[jax.Array], Params]:
         """Fresh parameters for keys of shape (R,)."""
         return jax.jit(vmap(self.guide.init))
+
+    @cached_property
+    def programs(self) -> Programs:
+        """Of searches for the law."""
+        size = self.options.warm_start_size
+        return Programs(self.problem, max(int(PARTICLES * size), MIN_CHUNK))
 
     @cached_property
     def init_optim(self) -> Callable[[Params], Any]:

@@ -14,7 +14,7 @@ from scipy import stats
 import numpyro_epi as epi
 from numpyro_epi._math.importance import normalize_log_weights
 from numpyro_epi._model.problem import Problem
-from numpyro_epi._solver.draws import Draws, Simulator
+from numpyro_epi._solver.draws import Draws, Programs, Simulator
 from numpyro_epi._solver.law import Standard, family_error, find_law
 from numpyro_epi._solver.path import Position, largest_step, move_on
 from numpyro_epi._solver.population import Population, noise_bias
@@ -25,7 +25,7 @@ KEY = jax.random.key(0)
 
 def simulator(model, num_repeats=1):
     problem = Problem(model, (), {}, KEY)
-    return Simulator(problem, problem.table, num_repeats)
+    return Simulator(Programs(problem), problem.table, num_repeats)
 
 
 def find(model, num_repeats=1, kind="hmc"):
@@ -245,7 +245,7 @@ def test_what_cannot_be_reached_stalls():
 
     problem = Problem(model, (), {}, KEY)
     table = problem.table.with_scale(np.linspace(0, 1, 100)[:, None])
-    population = Population(Simulator(problem, table), 2000)
+    population = Population(Simulator(Programs(problem), table), 2000)
     state = population.init(KEY)
     while not (state.is_done or state.is_stalled):
         state = population.advance(state)
@@ -254,7 +254,7 @@ def test_what_cannot_be_reached_stalls():
     weights = normalize_log_weights(state.log_weights)
     assert np.isfinite(weights).all()
     found = find_law(
-        Simulator(problem, table),
+        Simulator(Programs(problem), table),
         KEY,
         Standard(0.05, 1.645, table.labels),
         lambda: "walk",
