@@ -19,6 +19,7 @@ from numpyro_epi._math.importance import effective_sample_size, normalize_log_we
 from numpyro_epi._math.psis import MAX_KHAT, pareto_smooth
 from numpyro_epi._solver.draws import Draws, Simulator
 from numpyro_epi._solver.particles import Particles, ParticleState
+from numpyro_epi._solver.path import MAX_RESIDUAL
 from numpyro_epi._solver.population import (
     Population,
     PopulationState,
@@ -34,6 +35,8 @@ ROUND, VERDICT, MAX_VERDICT, PARTICLES = 0.2, 0.4, 3.2, 0.1
 MAX_VERDICTS = 4
 # Effective draws of the verdict for each constraint.
 MIN_ESS = 400.0
+# Violation and effective draws of a law that is not trusted, but may start a guide.
+MAX_MISS, MIN_USABLE = 0.5, 100.0
 # Snapshots of the chains for the last multipliers, and for the verdict.
 NUM_SNAPSHOTS = 8
 # Groups of the second population, particles of one at least, and how many times as many
@@ -88,6 +91,15 @@ class Law(NamedTuple):
     def converged(self) -> bool:
         """Whether fresh draws show that the law meets its targets."""
         return not self.reason
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it may be trusted enough for a guide to start from."""
+        if self.converged:
+            return True
+        is_near = bool((np.abs(self.violation) <= MAX_MISS).all())
+        is_sound = self.ess >= MIN_USABLE and not self.lag > MAX_LAG
+        return self.is_at_the_targets and is_near and is_sound
 
 
 class Standard(NamedTuple):
@@ -151,7 +163,7 @@ def find_law(
             gradients are of no use.
         size: of the search: a round of importance sampling has a fifth of it.
     """
-    is_noisy = simulator.num_repeats > 1
+    is_noisy, found = simulator.num_repeats > 1, None
     if is_noisy or simulator.problem.num_latents <= MAX_IMPORTANCE_LATENTS:
         keys = random.split(rng_key)
         population = Population(simulator, int(ROUND * size))
@@ -161,12 +173,14 @@ def find_law(
         if state.is_done:
             state = population.refine(state)
         if state.is_done or is_noisy:
-            law = _settle_population(population, state, keys[1], standard, size)
-            if law.converged or is_noisy:
-                return law
+            found = _settle_population(population, state, keys[1], standard, size)
+            if found.converged or is_noisy:
+                return found
     num = NUM_GROUPS * max(int(PARTICLES * size) // NUM_GROUPS, MIN_GROUP)
     particles = Particles(simulator, choose_kind(), num)
-    return _chains(particles, rng_key, standard)
+    law = _chains(particles, rng_key, standard)
+    is_better = law.converged or found is None or not found.is_usable
+    return law if is_better or found is None else found
 
 
 # -- importance sampling --------------------------------------------------------------
@@ -285,7 +299,8 @@ def _settle(
     draws, _, _ = _snapshots(particles, state, rng_key)
     lam = state.position.multipliers
     log_w = np.where(draws.is_valid, draws.deviations @ lam, -np.inf)
-    return draws, solve_dual(log_w, draws.deviations, initial=lam).multipliers
+    found = solve_dual(log_w, draws.deviations, initial=lam)
+    return draws, found.multipliers if found.residual < MAX_RESIDUAL else lam
 
 
 def _snapshots(

@@ -81,7 +81,7 @@ class Approach:
 
     @property
     def has_laws(self) -> np.ndarray:
-        """Which restarts have a law at the targets, trusted or not, shape (R,)."""
+        """Which restarts have a law that a guide can start from, shape (R,)."""
         return np.array([_is_law(law) for law in self.laws])
 
     def begin(self, state: EPIState, pilot_u: np.ndarray) -> EPIState:
@@ -302,4 +302,4 @@ class Approach:
 
 
 def _is_law(law: Law | None) -> bool:
-    return law is not None and law.is_at_the_targets
+    return law is not None and law.is_usable
