@@ -76,25 +76,26 @@ def test_hessian_of_a_flow_is_close_to_the_exact_precision():
     assert np.linalg.norm(error, 2) < 0.05 * np.linalg.norm(found.tilted, 2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("is_decayed", [True, False])
-def test_hessian_of_a_default_flow_is_within_5_percent(is_decayed, monkeypatch):
-    """At the mode and at a typical draw, of one run with default options.
-
-    The broken twin: without weight decay the flow learns the gaps between the draws of
-    its first fit. Errors of keys 0 to 2 at the mode are .4, 1.2 and 1.4%, and of the
-    twin 2.8, 9.0 and 1.5%: key 1 is the one that tells them apart.
-    """
-    if not is_decayed:
-        monkeypatch.setattr(fit, "DECAYS", (0.0,))
+def error_of_a_default_flow():
+    """Relative error at the mode and at a typical draw, of a run with default options."""
     result = epi.EPI(gaussian_model, progress_bar=False).run(jax.random.key(1))
     precision = tilted_precision(result)
     mean = np.linalg.solve(MIX, [1.0, -1.0])
     at = {"z": np.vstack([mean, result.draws.latents["z"][:200]])}
     found = sensitivity.hessian(result, at).matrix
     error = np.linalg.norm(found + precision, 2, axis=(1, 2))
-    worst = max(error[0], np.median(error)) / np.linalg.norm(precision, 2)
-    assert (worst < 0.05) == is_decayed, worst
+    return max(error[0], np.median(error)) / np.linalg.norm(precision, 2)
+
+
+@pytest.mark.slow
+def test_hessian_of_a_default_flow_is_within_5_percent(monkeypatch):
+    """The broken twin: without weight decay the flow learns the gaps between the draws
+    of its first fit. Of key 1 the errors are 1.2% and, on two machines, 9.0 and 4.3%.
+    """
+    decayed = error_of_a_default_flow()
+    assert decayed < 0.05
+    monkeypatch.setattr(fit, "DECAYS", (0.0,))
+    assert error_of_a_default_flow() > 1.5 * decayed
 
 
 def test_standardised_hessian_is_scaled_by_the_spread_of_the_draws():
