@@ -77,7 +77,7 @@ def test_hessian_of_a_flow_is_close_to_the_exact_precision():
 
 
 def error_of_a_default_flow():
-    """Relative error at the mode and at a typical draw, of a run with default options."""
+    """Relative error at the mode and at a typical draw, with default options."""
     result = epi.EPI(gaussian_model, progress_bar=False).run(jax.random.key(1))
     precision = tilted_precision(result)
     mean = np.linalg.solve(MIX, [1.0, -1.0])
