@@ -31,6 +31,9 @@ MAX_IMPORTANCE_LATENTS = 12
 # Draws of a round, of the verdict at first and at most, and particles of chains, as
 # shares of a search's size.
 ROUND, VERDICT, MAX_VERDICT, PARTICLES = 0.2, 0.4, 3.2, 0.1
+# Simulations of importance sampling in all, as a share of the same: at the end of it a
+# verdict is what it is.
+BUDGET = 20.0
 # Verdicts, of which the next has all that the last one has simulated.
 MAX_VERDICTS = 4
 # Effective draws of the verdict for each constraint.
@@ -197,7 +200,8 @@ def _settle_population(
     for i in range(MAX_VERDICTS):
         key = random.fold_in(rng_key, i)
         law, state = _judge_population(population, state, key, standard, size)
-        if law.converged or not law.is_at_the_targets:
+        is_spent = _draws_left(population.simulator, size) <= 0
+        if law.converged or not law.is_at_the_targets or is_spent:
             break
         state = population.solve(state)
     return law
@@ -215,7 +219,8 @@ def _judge_population(
     proposal = population.fit_proposal(state, fit_key)
     lam = state.position.multipliers
     draws: Draws | None = None
-    num, most = int(VERDICT * size), int(MAX_VERDICT * size)
+    num = int(VERDICT * size)
+    most = min(int(MAX_VERDICT * size), _draws_left(population.simulator, size))
     while True:
         first_key, key = random.split(key)
         keys = random.split(first_key)
@@ -230,7 +235,7 @@ def _judge_population(
             standard.is_met(violation, error, noise) and ess >= MIN_ESS * lam.size
         )
         is_enough |= standard.is_missed(violation, error) or not state.is_done
-        if is_enough or draws.num >= most:
+        if is_enough or 2 * draws.num > most:
             break
         num = draws.num
     khat = pareto_smooth(log_w).khat
@@ -264,6 +269,12 @@ def _judge_population(
         state.position.is_at_the_law,
     )
     return law, state
+
+
+def _draws_left(simulator: Simulator, size: int) -> int:
+    """How many more draws the budget has simulations for."""
+    spent = simulator.num_simulations - simulator.num_moves
+    return int((BUDGET * size - spent) / simulator.num_repeats)
 
 
 def violation_of(

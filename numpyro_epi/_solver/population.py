@@ -35,7 +35,7 @@ NUM_LAST = 2
 MAX_ROUNDS = 60
 # Scaled units that the noise of averages may leave in a violation, and simulations of
 # each draw that this takes: of fewer, halves do not tell.
-MAX_BIAS, MIN_REPEATS, MAX_REPEATS = 0.01, 8, 128
+MAX_BIAS, MIN_REPEATS, MAX_REPEATS = 0.01, 8, 32
 
 
 class PopulationState(NamedTuple):
