@@ -5,7 +5,7 @@
 
 A flow whose law lies across the cut of a circle has two halves at the ends of its
 coordinate. So, before anything else, draws are simulated and weighted to the targets,
-as at the start of the warm start. One half comes from the prior, in the other half the
+as a search for the law begins. One half comes from the prior, in the other half the
 angles with a fixed prior are uniform: a law may lie where its prior is rare. Weights
 may be rough, since nothing but the place of a cut depends on them.
 """

@@ -3,7 +3,7 @@
 
 """How many simulations will a run make, and how long will it take? A rough estimate.
 
-Counted from the options: a warm start of a typical number of rounds, then all epochs.
+Counted from the options: a search for the law of a typical length, then epochs.
 Runs that are near their maximum early make fewer epochs, those that are far from it or
 have a way to go make up to three times as many; hence "about".
 """
@@ -63,7 +63,7 @@ def plan(engine: Engine, gradient: str, seconds_each: float, *, is_noisy: bool) 
     factor = {"reverse": REVERSE_FACTOR, "forward": 1.0 + engine.problem.num_latents}
     work = between + factor.get(gradient, 1.0) * in_steps
     steps = _epochs(options) * options.num_steps * options.num_particles
-    if _starts_warm(engine):
+    if _has_law(engine):
         steps += len(DECAYS) * NUM_CHUNKS * FIT_CHUNK * FIT_BATCH
     params = engine.guide.init(random.key(0))
     draw = Cost.of(lambda key: engine.guide.sample(params, key, 1), random.key(0))
@@ -80,7 +80,7 @@ def count_simulations(
     """Simulations between gradient steps, and in them, of all restarts."""
     options = engine.options
     between = (1 + is_noisy) * min(NUM_PILOT, options.warm_start_size)
-    if _starts_warm(engine):
+    if _has_law(engine):
         num_repeats = NUM_REPEATS if is_noisy else 1
         between += num_repeats * int(LAW_DRAWS * options.warm_start_size)
     if options.schedule is None:
@@ -100,7 +100,7 @@ def _epochs(options: Options) -> int:
     return options.num_epochs if options.schedule else min(options.num_epochs, EPOCHS)
 
 
-def _starts_warm(engine: Engine) -> bool:
+def _has_law(engine: Engine) -> bool:
     return (
         engine.options.warm_start is not False
         and engine.options.schedule is None
