@@ -1,7 +1,7 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""The way from a guide that is far from its targets, when there is no law to start from.
+r"""The way of a guide that is far from its targets, when it has no law to start from.
 
 The targets move instead of the guide: from the moments (m_0, s_0) that the statistics
 have under the guide to the wanted ones (m, s), along
