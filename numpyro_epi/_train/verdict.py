@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from numpyro_epi._train.correction import Correction
-from numpyro_epi._train.lost import why_lost
+from numpyro_epi._train.lost import why_lost, why_model_lost
 from numpyro_epi._train.plateau import is_met, is_within
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.simulations import Simulations
@@ -71,6 +71,9 @@ def final_verdict(
     if found[0] in (EPIStatus.UNREACHABLE, EPIStatus.INTERRUPTED):
         return found
     if scores.invalid < 1.0:
+        broken = why_model_lost(simulations, scores)
+        if broken is not None:
+            return EPIStatus.NOT_CONVERGED, broken
         lost = why_lost(simulations, scores, multipliers)
         found = found if lost is None else (EPIStatus.NOT_CONVERGED, lost)
     if found[0] is EPIStatus.CONVERGED or simulations.options.schedule is not None:
