@@ -140,4 +140,5 @@ def test_an_unnormalised_prior_is_named():
     result = run(Unnormalised(0.0, 1.0))
     assert not result.converged
     assert "at the sites ['z']" in result.message
+    assert "does not integrate to one" in result.law_reason
     assert run(dist.Normal(0.0, 1.0)).converged

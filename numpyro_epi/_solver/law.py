@@ -40,6 +40,8 @@ MAX_VERDICTS = 4
 MIN_ESS = 400.0
 # Violation and effective draws of a law that is not trusted, but may start a guide.
 MAX_MISS, MIN_USABLE = 0.5, 100.0
+# Nats below zero that a divergence may seem to have.
+MIN_NATS = 0.05
 # Snapshots of the chains for the last multipliers, and for the verdict.
 NUM_SNAPSHOTS = 8
 # Groups of the second population, particles of one at least, and how many times as many
@@ -166,6 +168,27 @@ def find_law(
             gradients are of no use.
         size: of the search: a round of importance sampling has a fifth of it.
     """
+    law = _search(simulator, rng_key, standard, choose_kind, size)
+    if not (law.converged and simulator.problem.can_sample_prior):
+        return law
+    fit = law.weights @ law.draws.log_likelihood
+    divergence = fit - law.multipliers @ law.violation - law.log_normalizer
+    if divergence > -(MIN_NATS + MAX_LAG * law.log_normalizer_error):
+        return law
+    return law._replace(
+        reason=f"its KL from the prior is {divergence:.2g} nats, and none is negative: "
+        "the density of a prior does not integrate to one"
+    )
+
+
+def _search(
+    simulator: Simulator,
+    rng_key: jax.Array,
+    standard: Standard,
+    choose_kind: Callable[[], str],
+    size: int,
+) -> Law:
+    """By importance sampling, and by chains where that does not lead there."""
     is_noisy, found = simulator.num_repeats > 1, None
     if is_noisy or simulator.problem.num_latents <= MAX_IMPORTANCE_LATENTS:
         keys = random.split(rng_key)
