@@ -20,7 +20,7 @@ from numpyro_epi._train.agreement import NUM_DRAWS, Agreement
 from numpyro_epi._train.approach import Approach
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
-from numpyro_epi._train.plateau import KEPT, Plateau, is_met, is_within, merits
+from numpyro_epi._train.plateau import KEPT, Plateau, is_met, merits
 from numpyro_epi._train.progress import Progress
 from numpyro_epi._train.published import train_published
 from numpyro_epi._train.records import EpochRecord, RunOutcome, Scores
@@ -32,6 +32,8 @@ from numpyro_epi._train.verdict import final_verdict
 
 # Share of the evaluation draws that judges an epoch whose draws are replayed.
 REPLAY_SHARE = 0.5
+# Share of the tolerance beyond which a violation is worth another epoch.
+NEAR = 0.4
 # Epochs after which simulations have shown the range of a statistic.
 FIRST_LOOK = 3
 
@@ -110,7 +112,8 @@ class Runner:
         noise = 2.0 * self.approach.bound_errors
         if not (gaps - noise < self.options.gap_tolerance).all():
             return False
-        return all(is_within(s, self.options) for s in plateau.scores)
+        limit = NEAR * self.options.tolerance
+        return all(np.abs(s.violation).max() <= limit for s in plateau.scores)
 
     def _evaluate_finally(self, plateau: Plateau) -> tuple[Evaluation, list[Scores]]:
         average = plateau.best.average
