@@ -167,7 +167,7 @@ def main(args):
 
 
 OPTIONS = ("num_particles", "num_epochs", "num_steps", "num_evaluation")
-OPTIONS += ("warm_start_size", "warm_start_rounds")
+OPTIONS += ("warm_start_size",)
 
 
 def parse_args(argv=None):

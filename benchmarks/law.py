@@ -20,9 +20,9 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_epi as epi
-from numpyro_epi._solver.draws import Simulator
-from numpyro_epi._solver.law import find_law
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model.problem import Problem
+from numpyro_epi._solver.draws import Programs, Simulator
+from numpyro_epi._solver.law import Standard, find_law
 from numpyro_epi.circuits import linear, rnn, stg
 
 
@@ -81,15 +81,16 @@ MODELS = {
 def measure(name, key):
     began, row = time.perf_counter(), MODELS[name]
     problem = Problem(row.model, (), {}, jax.random.key(0))
-    simulator = Simulator(problem, problem.table, row.num_repeats)
-    law = find_law(simulator, jax.random.key(key), kind=row.kind)
+    simulator = Simulator(Programs(problem), problem.table, row.num_repeats)
+    standard = Standard(0.05, 1.645, problem.table.labels)
+    law = find_law(simulator, jax.random.key(key), standard, lambda: row.kind)
     seconds = time.perf_counter() - began
     truth = "-" if row.truth is None else f"{row.truth:.2f}"
     print(
         f"{name:11s} {key:3d} {law.method:10s} {law.log_normalizer + row.volume:9.3f} "
         f"+- {law.log_normalizer_error:.3f} {truth:>7s} "
         f"{np.abs(law.violation).max():9.3f} {law.ess:9.0f} {seconds:7.1f} "
-        f"{law.num_simulations:11,} {law.reason or 'converged'}",
+        f"{simulator.num_simulations:11,} {law.reason or 'converged'}",
         flush=True,
     )
     if name.startswith("nine"):

@@ -23,7 +23,7 @@ STYLE = {
     "savefig.dpi": 130,
 }
 INTEGERS = ("num_particles", "num_epochs", "num_steps", "num_evaluation")
-INTEGERS += ("num_restarts", "warm_start_size", "warm_start_rounds")
+INTEGERS += ("num_restarts", "warm_start_size")
 
 
 def parser(description: str) -> argparse.ArgumentParser:

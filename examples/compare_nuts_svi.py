@@ -386,7 +386,7 @@ def draw_panel(ax, comparison, site):
 
 def main(args):
     given = ("num_particles", "num_epochs", "num_steps", "num_evaluation")
-    given += ("warm_start_size", "warm_start_rounds", "progress_bar")
+    given += ("warm_start_size", "progress_bar")
     options = {k: getattr(args, k) for k in given if getattr(args, k) is not None}
     print("Emergent property inference, and other methods on the tilted model")
     comparisons = {}

@@ -179,7 +179,7 @@ def plot_activity(ax, draws):
 
 def main(args):
     given = ("num_particles", "num_epochs", "num_steps", "num_evaluation")
-    given += ("warm_start_size", "warm_start_rounds", "progress_bar")
+    given += ("warm_start_size", "progress_bar")
     options = {k: getattr(args, k) for k in given if getattr(args, k) is not None}
     result = epi.EPI(oscillator, **options).run(jax.random.key(args.key))
     certificate_key = jax.random.key(args.key + 1)

@@ -12,6 +12,7 @@ from ._train.status import EPIStatus, InvalidStatisticError
 from .arviz import to_arviz
 from .diagnostics import what_if
 from .epi import EPI
+from .law import EPILaw
 from .primitives import emergent_property
 from .result import EPIResult
 
@@ -21,6 +22,7 @@ __all__ = [
     "ContradictoryTargetsError",
     "EPI",
     "EPICheck",
+    "EPILaw",
     "EPIResult",
     "EPIState",
     "EPIStatus",

@@ -7,14 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_epi._draws import EPIDraws
 from numpyro_epi._math.agreement import smallest_multipliers
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._math.convergence import two_sided_p_value
-from numpyro_epi._math.dependence import confirmed_relations
-from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
+from numpyro_epi._math.dependence import Relation, confirmed_relations
+from numpyro_epi._math.importance import effective_sample_size
+from numpyro_epi._restart import EPIHistory, EPIRestart
+from numpyro_epi._solver.law import Law
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.records import EpochRecord, RunOutcome
 from numpyro_epi._train.status import EPIStatus
+from numpyro_epi.law import EPILaw
 from numpyro_epi.result import EPIResult
 
 
@@ -41,16 +45,19 @@ def assemble(engine: Engine, outcome: RunOutcome) -> EPIResult:
     )
 
 
-def _rank(restart: EPIRestart) -> tuple[bool, float]:
+def _rank(restart: EPIRestart) -> tuple[int, float]:
     score = restart.score if np.isfinite(restart.score) else -np.inf
-    return restart.status is EPIStatus.CONVERGED, score
+    order = (EPIStatus.LAW_ONLY, EPIStatus.CORRECTED, EPIStatus.CONVERGED)
+    place = order.index(restart.status) + 1 if restart.status in order else 0
+    return place, score
 
 
 def _restart(engine: Engine, outcome: RunOutcome, r: int) -> EPIRestart:
-    scores, dual = outcome.scores[r], outcome.duals[r]
+    scores, found = outcome.scores[r], outcome.laws[r]
+    law = found if found is not None and found.converged else None
     scaled = np.asarray(outcome.state.multipliers[r], np.float64)
-    if dual is not None:
-        scaled = dual.multipliers
+    if law is not None:
+        scaled = law.multipliers
     table, draws = outcome.table, _draws(engine, outcome, r)
     relations = confirmed_relations(table.flatten(draws.statistics), table.has_var)
     scaled = smallest_multipliers(scaled, table, relations)
@@ -68,13 +75,57 @@ def _restart(engine: Engine, outcome: RunOutcome, r: int) -> EPIRestart:
         violation_error=scores.violation_error,
         p_values=two_sided_p_value(scores.violation, scores.violation_error),
         multipliers=outcome.table.raw_multipliers(scaled),
-        multipliers_source="guide" if dual is None else "dual",
-        dual_ess=np.nan if dual is None else dual.ess,
-        log_normalizer=np.nan if dual is None else dual.log_normalizer,
+        multipliers_source="guide" if law is None else "dual",
+        dual_ess=np.nan if law is None else law.ess,
+        log_normalizer=np.nan if law is None else law.log_normalizer,
         invalid=scores.invalid,
         losses=_losses(outcome.records, r),
         history=_history(outcome.records, r, outcome.table),
         draws=draws,
+        law=None if found is None else _law(engine, found, table, relations),
+        law_reason=outcome.law_reason if found is None else found.reason,
+    )
+
+
+def _law(
+    engine: Engine, law: Law, table: ConstraintTable, relations: list[Relation]
+) -> EPILaw | None:
+    """The law for users; None where a search has ended before its targets."""
+    if not law.is_at_the_targets:
+        return None
+    pool, weights = law.pool, law.pool_weights
+    rows = pool.is_valid & (weights > 0)
+    pool, weights = pool.take(np.flatnonzero(rows)), weights[rows]
+    dtype = jnp.result_type(float)
+    latents, log_dets = engine.problem.constrain(jnp.asarray(pool.u, dtype))
+    log_det = np.asarray(log_dets, np.float64)
+    log_p = pool.log_density(1.0, law.multipliers) - law.log_normalizer - log_det
+    log_prior = pool.log_prior - log_det
+    stats = table.mean + table.scale * pool.repeats[0][:, : table.num_statistics]
+    weights = weights / weights.sum()
+    scaled = smallest_multipliers(law.multipliers, table, relations)
+    return EPILaw(
+        method=law.method,
+        draws=EPIDraws(
+            latents={name: np.asarray(value) for name, value in latents.items()},
+            statistics=table.split(stats.astype(dtype)),
+            log_density=log_p,
+            log_prior=log_prior,
+            log_likelihood=pool.log_likelihood,
+        ),
+        weights=weights,
+        multipliers=table.raw_multipliers(scaled),
+        log_normalizer=law.log_normalizer,
+        log_normalizer_error=law.log_normalizer_error,
+        entropy=float(-weights @ log_p),
+        divergence=float(weights @ (log_p - log_prior)),
+        violation=law.violation,
+        violation_error=law.violation_error,
+        noise_error=law.noise_error,
+        ess=effective_sample_size(weights),
+        khat=law.khat,
+        lag=law.lag,
+        reason=law.reason,
     )
 
 

@@ -88,3 +88,13 @@ def as_key(rng_key: Any, *, where: str = "`rng_key`") -> jax.Array:
         f"Expected a random key such as `jax.random.key(0)` as {where}, got "
         f"{describe(rng_key)}."
     )
+
+
+def as_count(name: str, value: Any) -> int:
+    """A positive integer."""
+    is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_int or value < 1:
+        raise ValueError(
+            f"Expected an integer of at least 1 as `{name}`, got {describe(value)}."
+        )
+    return int(value)

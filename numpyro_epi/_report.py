@@ -33,9 +33,10 @@ MAX_RELATIONS = 5
 LARGE_GAP = 0.5
 
 MULTIPLIERS_SOURCES = {
-    "dual": "exact, from the dual problem on weighted draws",
+    "dual": "exact, those of the law",
     "guide": "as trained with the guide, approximate",
 }
+METHODS = {"importance": "importance sampling", "chains": "Markov chains"}
 
 
 def summary(
@@ -48,6 +49,7 @@ def summary(
     lines = [f"Emergent property inference: {result.status}", f"  {result.message}", ""]
     lines += _constraints(result, best)
     lines += ["", *_distribution(best, result._engine.problem.improper)]
+    lines += _law(best)
     if certificate is not None:
         lines += _certificate(certificate)
     lines += [*_multipliers(best), *_shared(result.table, best)]
@@ -146,7 +148,7 @@ def _distribution(best: "EPIRestart", improper: tuple[str, ...]) -> list[str]:
             f"{best.log_normalizer:10.3f} nats  (gap {gap:+.3f}, from "
             f"{best.dual_ess:,.0f} effective draws)"
         )
-        lines.append(_entry("estimate of its maximum", text))
+        lines.append(_entry("its maximum, log Z of the law", text))
         if gap > LARGE_GAP:
             lines.append(
                 f"  A gap of {gap:.1f} nats is large: a part with the property may be "
@@ -161,6 +163,23 @@ def _distribution(best: "EPIRestart", improper: tuple[str, ...]) -> list[str]:
     if skipped.any():
         text = f"{skipped.mean():10.2%}"
         lines.append(_entry("steps skipped, gradient not finite", text))
+    return lines
+
+
+def _law(best: "EPIRestart") -> list[str]:
+    """What the exact law is, beside the guide."""
+    law = best.law
+    if law is None:
+        return [_entry("the exact law", f"not found: {best.law_reason}")]
+    worst = int(np.argmax(np.abs(law.violation)))
+    text = (
+        f"{law.entropy:10.3f} nats  (worst violation {_signed(law.violation[worst])} "
+        f"+- {law.violation_error[worst]:.2g}, {law.ess:,.0f} effective draws by "
+        f"{METHODS[law.method]})"
+    )
+    lines = [_entry("entropy of the exact law", text)]
+    if not law.converged:
+        lines.append(f"  The law is not to be trusted: {law.reason}.")
     return lines
 
 

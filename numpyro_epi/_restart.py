@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numpyro_epi._draws import EPIDraws
 from numpyro_epi._train.guide import Params
 from numpyro_epi._train.status import EPIStatus
+from numpyro_epi.law import EPILaw
 
 
 class EPIHistory(NamedTuple):
@@ -44,27 +46,6 @@ class EPIHistory(NamedTuple):
     simulations: np.ndarray
 
 
-class EPIDraws(NamedTuple):
-    """Evaluation draws that a run stores: independent draws of the trained guide.
-
-    Draws that cannot be simulated are left out, and `log_density` is that of q
-    restricted to the others.
-
-    Attributes:
-        latents: `{site: (n, *shape)}`, constrained.
-        statistics: `{site: (n, *shape)}`, one simulation for each draw.
-        log_density: log q in the constrained space, nats, (n,).
-        log_prior: log p0 in the constrained space, nats, (n,).
-        log_likelihood: of observed sites, (n,).
-    """
-
-    latents: dict[str, np.ndarray]
-    statistics: dict[str, np.ndarray]
-    log_density: np.ndarray
-    log_prior: np.ndarray
-    log_likelihood: np.ndarray
-
-
 @dataclass(frozen=True, eq=False)
 class EPIRestart:
     """What is kept of each restart.
@@ -88,6 +69,8 @@ class EPIRestart:
         losses: loss of each step, (steps,).
         history: one row per epoch.
         draws: evaluation draws.
+        law: the exact law, or None if none was found.
+        law_reason: why not, or why it is not trusted; empty if it is.
     """
 
     params: Params
@@ -108,3 +91,5 @@ class EPIRestart:
     losses: np.ndarray
     history: EPIHistory
     draws: EPIDraws
+    law: EPILaw | None = None
+    law_reason: str = ""

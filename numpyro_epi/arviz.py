@@ -7,18 +7,27 @@ What a run has stored is handed over; nothing is drawn and nothing is simulated.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from numpyro_epi._draws import EPIDraws
 from numpyro_epi._files import package_version
+from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._restart import EPIRestart
+from numpyro_epi._train.status import EPIStatus
 from numpyro_epi.result import EPIResult
 
 if TYPE_CHECKING:
     import xarray
 
 SAMPLE_DIMS = ("chain", "draw")
+GUIDE_DRAWS = "Draws are those of the guide, and independent of each other."
+LAW_DRAWS = (
+    "Draws are those of the exact law, resampled by their weights: as many as are "
+    "effective, of which some may be the same."
+)
 # How the arrays of `EPIHistory` are laid out, after the axis of epochs.
 PER_CONSTRAINT = (
     "violation",
@@ -29,7 +38,9 @@ PER_CONSTRAINT = (
 )
 
 
-def to_arviz(result: EPIResult, *, all_restarts: bool = False) -> Any:
+def to_arviz(
+    result: EPIResult, *, all_restarts: bool = False, draws: str = "auto"
+) -> Any:
     """Export the stored draws of a result, with targets and history.
 
     The groups are `posterior` (latents), `sample_stats` (`lp`, the log density of q in
@@ -46,6 +57,10 @@ def to_arviz(result: EPIResult, *, all_restarts: bool = False) -> Any:
     Args:
         result: of a run.
         all_restarts: whether to export all restarts, not only the best.
+        draws: "guide" for the stored draws of the guide; "law" for those of the law,
+            resampled by their weights (as many as are effective); "auto" for the law's
+            where the guide alone misses targets that the law meets (status "corrected"
+            and "law only"). The attribute `draws` says which they are.
 
     Returns:
         `arviz.InferenceData` with ArviZ 0.23, `xarray.DataTree` with ArviZ 1.x. Both
@@ -53,6 +68,7 @@ def to_arviz(result: EPIResult, *, all_restarts: bool = False) -> Any:
 
     Raises:
         ImportError: if ArviZ is not installed.
+        ValueError: if `draws` is none of these, or "law" where a restart has none.
 
     Example:
         >>> import jax, numpyro, numpyro_epi as epi
@@ -73,8 +89,15 @@ def to_arviz(result: EPIResult, *, all_restarts: bool = False) -> Any:
         raise ImportError(
             "`to_arviz` needs ArviZ. Install it with `pip install arviz h5netcdf h5py`."
         ) from err
+    if draws not in ("auto", "guide", "law"):
+        raise ValueError(
+            f'Expected "auto", "guide" or "law" as `draws`, got {draws!r}.'
+        )
     restarts = result.restarts if all_restarts else (result._best,)
-    attrs = _attributes(result, restarts)
+    is_law = draws == "law" or (draws == "auto" and any(map(_needs_law, restarts)))
+    if is_law:
+        restarts = tuple(_with_draws_of_the_law(restart) for restart in restarts)
+    attrs = _attributes(result, restarts, is_law=is_law)
     groups = _draws(restarts) | {
         "targets": _targets(result, restarts),
         "history": _history(result, restarts),
@@ -88,6 +111,30 @@ def to_arviz(result: EPIResult, *, all_restarts: bool = False) -> Any:
     if "InferenceData" in vars(arviz):
         return arviz.InferenceData.from_datatree(tree)
     return tree
+
+
+def _needs_law(restart: EPIRestart) -> bool:
+    return restart.status in (EPIStatus.CORRECTED, EPIStatus.LAW_ONLY)
+
+
+def _with_draws_of_the_law(restart: EPIRestart) -> EPIRestart:
+    """The same restart with draws of its law, as many as are effective."""
+    law = restart.law
+    if law is None:
+        raise ValueError(
+            f'Expected a law, got none: {restart.law_reason}. Use `draws="guide"`.'
+        )
+    num = max(int(law.ess), 1)
+    rows = np.random.default_rng(0).permutation(
+        systematic_resample(law.weights, num, 0.5)
+    )
+
+    def take(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: array[rows] for name, array in value.items()}
+        return value[rows]
+
+    return replace(restart, draws=EPIDraws(*map(take, law.draws)))
 
 
 # -- groups ---------------------------------------------------------------------------
@@ -203,7 +250,7 @@ def _restarts(restarts: tuple[EPIRestart, ...]) -> "xarray.Dataset":
 
 
 def _attributes(
-    result: EPIResult, restarts: tuple[EPIRestart, ...]
+    result: EPIResult, restarts: tuple[EPIRestart, ...], *, is_law: bool
 ) -> dict[str, str | float]:
     """Numbers and words about the best restart, and how to read the draws."""
     attrs: dict[str, str | float] = {
@@ -216,7 +263,7 @@ def _attributes(
         "score": result.score,
         "tolerance": result.tolerance,
         "multipliers_source": result.multipliers_source,
-        "draws": "Draws are independent of each other.",
+        "draws": LAW_DRAWS if is_law else GUIDE_DRAWS,
     }
     if len(restarts) > 1:
         attrs["best_chain"] = result.best

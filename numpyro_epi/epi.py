@@ -11,15 +11,15 @@ from jax import random
 
 from numpyro_epi._assemble import assemble
 from numpyro_epi._checks import as_key
-from numpyro_epi._train.arguments import Arguments, private
+from numpyro_epi._model.arguments import Arguments, private
+from numpyro_epi._model.outside import check_outside
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._train.check import EPICheck, check_problem
 from numpyro_epi._train.circles import cut_circles
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
-from numpyro_epi._train.options import Options
-from numpyro_epi._train.outside import check_outside
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._train.options import GONE, Options
 from numpyro_epi._train.runner import Runner
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState, StepInfo
@@ -49,31 +49,28 @@ class EPI:
         optim: None for Adam with clipped gradients and cosine decay, or an optimiser of
             optax or of NumPyro, which is used as it is.
         num_particles: draws per gradient step, P, even.
-        num_epochs: times that multipliers and penalty are updated, E. A run that is not
-            near convergence at the end adds half as many, once; one whose guide is
-            within `gap_tolerance` of the maximum ends after two more, and one that is
-            far from it after three epochs takes three times as many.
+        num_epochs: most epochs E of training, after each of which the guide is judged
+            and multipliers are updated. It ends earlier where the guide is shown to
+            meet its targets within `gap_tolerance` of the maximum, or where it gains
+            nothing any more: where two epochs bring no 0.005 nats, the best guide so
+            far goes on at half the rate, five times at most.
         num_steps: gradient steps per epoch.
         num_restarts: independent runs trained together, R; the best is returned.
         num_evaluation: draws behind the final report, stored with the result.
         tolerance: largest harmless violation of a constraint in scaled units: 0.05 is a
             mean off by a twentieth of the target's standard deviation.
-        gap_tolerance: nats below the maximum (as the warm start knows it) that are not
-            worth more epochs; 0 for the full number.
+        gap_tolerance: nats below the maximum (log Z of the law) that are not worth more
+            epochs; 0 to train until nothing is gained.
         z_score: standard errors added to a violation before it is compared with the
             tolerance.
         learning_rate: of the default optimiser, at its start.
-        penalty: first penalty coefficient, scaled units.
-        penalty_growth: its factor where a significant violation, beyond the tolerance,
-            does not halve; where single steps swing about the targets, the penalty
-            halves instead.
-        max_penalty: its upper bound.
-        warm_start: "auto" or True to start from adaptive importance sampling where the
-            guide has a fast density, False to start from the untrained guide. A guide
-            that it fits 20 nats off, or more, is left for an untrained one; its
-            multipliers stay.
-        warm_start_size: draws per round of it.
-        warm_start_rounds: bound on its rounds.
+        penalty: penalty coefficient, scaled units.
+        warm_start: "auto" to search for the exact law first (`EPIResult.law`), and to
+            fit the guide to its draws; True to insist that one can be searched for;
+            False to train the guide without one. A guide that it fits 20 nats off, or
+            more, is left for an untrained one; its multipliers stay.
+        warm_start_size: draws of the search: a round of it has a fifth, and its verdict
+            0.4 to 3.2 times as many.
         anchor: weight in the loss of how far the guide is from the tilted model at
             importance-weighted draws, which keeps every mode that they found: spread
             of the log density ratio, or cross entropy if the simulations are noisy; 0
@@ -117,6 +114,8 @@ class EPI:
             raise TypeError(
                 f"`model` must be a NumPyro program (a callable), but got {model!r}."
             )
+        for name in sorted(set(options) & set(GONE)):
+            raise TypeError(f"`{name}` is no option any more. {GONE[name]}.")
         unknown = sorted(set(options) - set(Options.names()))
         if unknown:
             raise TypeError(

@@ -19,15 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi import _report
-from numpyro_epi._checks import as_key, describe
+from numpyro_epi._checks import as_count, as_key
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._model.problem import Simulation
 from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import Params
 from numpyro_epi._train.pilot import GradientHealth
-from numpyro_epi._train.problem import Simulation
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus
+from numpyro_epi.law import EPILaw
 
 if TYPE_CHECKING:
     from numpyro_epi.diagnostics import DualityGap, Restarts
@@ -164,6 +165,19 @@ class EPIResult:
         return self._best.draws
 
     @property
+    def law(self) -> EPILaw | None:
+        """The exact law, as weighted draws; None if none was found: see `law_reason`.
+
+        Its own verdict (`law.converged`) does not depend on how good the guide is.
+        """
+        return self._best.law
+
+    @property
+    def law_reason(self) -> str:
+        """Why there is no law, or why it is not trusted; empty if it is."""
+        return self._best.law_reason
+
+    @property
     def guide(self) -> Any:
         """The guide, for NumPyro's own tools (with `params`)."""
         return self._engine.guide.guide
@@ -176,7 +190,7 @@ class EPIResult:
     def _draws(self, rng_key: jax.Array, num_samples: Any) -> np.ndarray:
         """Unconstrained draws, shape (n, D)."""
         params = jax.tree.map(lambda x: x[None], self._unconstrained_params())
-        num = _count("num_samples", num_samples)
+        num = as_count("num_samples", num_samples)
         return self._engine.chunks.draws(params, as_key(rng_key)[None], num)[0][0]
 
     def sample(self, rng_key: jax.Array, num_samples: int) -> dict[str, jax.Array]:
@@ -254,7 +268,7 @@ class EPIResult:
             TypeError: if `rng_key` is not a key.
             ValueError: if `num_samples` or `batch_size` is not a positive integer.
         """
-        size = _count("batch_size", batch_size)
+        size = as_count("batch_size", batch_size)
         draw_key, simulation_key = jax.random.split(as_key(rng_key))
         u = self._draws(draw_key, num_samples)
         stats, log_likelihood = self._simulate(u, simulation_key, size)
@@ -360,12 +374,3 @@ class EPIResult:
 
         kwargs = dict(model_kwargs or {})
         return _files.load(Path(path), model, guide, optim, tuple(model_args), kwargs)
-
-
-def _count(name: str, value: Any) -> int:
-    is_int = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not is_int or value < 1:
-        raise ValueError(
-            f"Expected an integer of at least 1 as `{name}`, got {describe(value)}."
-        )
-    return int(value)

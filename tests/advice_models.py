@@ -20,9 +20,9 @@ from numpyro.infer.reparam import CircularReparam, TransformReparam
 
 import numpyro_epi as epi
 from advice_table import case, refused, said
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.problem import Problem
 
 KEY = jax.random.key(0)
 TINY = {
@@ -175,7 +175,7 @@ def constant_latent():
 
 
 @case(
-    "_train/problem.py", "Add `numpyro.sample` sites with continuous priors, which are"
+    "_model/problem.py", "Add `numpyro.sample` sites with continuous priors, which are"
 )
 def no_latents():
     with refused():
@@ -183,7 +183,7 @@ def no_latents():
     assert accepted(z_model) == ["z"]
 
 
-@case("_train/problem.py", "to it, or use `numpyro.infer.SVI`.", slow=True)
+@case("_model/problem.py", "to it, or use `numpyro.infer.SVI`.", slow=True)
 def no_property():
     def model():
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
@@ -201,7 +201,7 @@ def flat(name="m"):
 
 
 @case(
-    "_train/improper.py",
+    "_model/improper.py",
     "Give it a proper prior, such as a wide `dist.Normal` or",
     slow=True,
 )
@@ -220,7 +220,7 @@ def improper():
 
 
 @case(
-    "_train/improper.py",
+    "_model/improper.py",
     "Give `{}` a proper prior, such as a wide `dist.Normal`.",
     slow=True,
 )
@@ -236,7 +236,7 @@ def improper_and_nowhere():
     assert accepted(model, dist.Normal(0.0, 1e4)) == ["m"]
 
 
-@case("_train/improper.py", "If it comes from `CircularReparam`, leave that out")
+@case("_model/improper.py", "If it comes from `CircularReparam`, leave that out")
 def circular():
     def model():
         angle = numpyro.sample("angle", dist.VonMises(0.3, 4.0))
@@ -247,7 +247,7 @@ def circular():
     assert accepted(model) == ["angle"]
 
 
-@case("_train/params.py", "or make it a `numpyro.sample` site with a prior.")
+@case("_model/params.py", "or make it a `numpyro.sample` site with a prior.")
 def trained_parameter():
     def model(prior=None):
         w = numpyro.param("w", 2.0)
@@ -262,7 +262,7 @@ def trained_parameter():
     assert accepted(model, dist.LogNormal(0.0, 1.0)) == ["w_prior", "z"]
 
 
-@case("_train/outside.py", "Pass arrays that change as arguments of the model, as in")
+@case("_model/outside.py", "Pass arrays that change as arguments of the model, as in")
 def array_from_outside():
     y = np.zeros(2)
 
@@ -423,6 +423,14 @@ def replay_and_schedule():
     Options(schedule=schedule)
 
 
+@case("_train/options.py", "The penalty stays what it is: pass `penalty`")
+def penalties_that_grew():
+    for name in ("penalty_growth", "max_penalty"):
+        with refused(TypeError):
+            epi.EPI(pair_model, **{name: 2.0})
+    epi.EPI(pair_model, penalty=2.0)
+
+
 @case("_train/options.py", "`warm_start=True` contradicts `schedule`")
 def warm_start_and_schedule():
     schedule = epi.PublishedSchedule()
@@ -514,24 +522,21 @@ def guide_without_density():
         assert np.isfinite(found.log_prob(found.init(KEY), u)).all()
 
 
-@case(
-    "_train/approach.py",
-    "Use `numpyro_epi.guides.AutoRealNVP`, or `warm_start='auto'`",
-    slow=True,
-)
-def warm_start_of_a_slow_guide():
+@case("_train/approach.py", "Pass `warm_start='auto'`", slow=True)
+def warm_start_without_a_law():
     from numpyro_epi._train.approach import Approach
     from numpyro_epi._train.simulations import Simulations
 
-    def wants(guide, *, warm_start):
-        inference = epi.EPI(pair_model, guide, **TINY, warm_start=warm_start)
+    def reason(*, warm_start):
+        inference = epi.EPI(pair_model, **TINY, warm_start=warm_start)
         engine = inference._engine(KEY, (), {})
-        return Approach(engine, Simulations(engine, KEY)).wants_warm_start
+        simulations = Simulations(engine, KEY)
+        simulations.has_weights = False
+        return Approach(engine, simulations).reason
 
     with refused():
-        wants(autoguide.AutoIAFNormal, warm_start=True)
-    assert wants(epi.guides.AutoRealNVP, warm_start=True)
-    assert not wants(autoguide.AutoIAFNormal, warm_start="auto")
+        reason(warm_start=True)
+    assert "noise" in reason(warm_start="auto")
 
 
 def opaque():
@@ -544,7 +549,7 @@ def opaque():
 
 
 @case("_train/pilot.py", " Use `numpyro_epi.guides.AutoRealNVP`.")
-@case("_train/derivatives.py", "Use {}. (A solver of diffrax has forward mode with")
+@case("_model/derivatives.py", "Use {}. (A solver of diffrax has forward mode with")
 def derivatives():
     from numpyro_epi._train.pilot import choose_gradient
 
@@ -618,7 +623,7 @@ def minibatches_too_noisy():
     epi.diagnostics.duality_gap_diagnostic(whole, KEY, 1000)
 
 
-@case("_train/likelihood_noise.py", "make the noise a latent, without `infer=")
+@case("_model/likelihood_noise.py", "make the noise a latent, without `infer=")
 def noise_in_the_data():
     def model(infer=None):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))

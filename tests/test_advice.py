@@ -59,6 +59,18 @@ ELSEWHERE = {
     ("_train/agreement.py", "Leave one of these out, or its variance."): (
         "test_copies.py::test_leaving_one_out_is_a_way_out"
     ),
+    ("_train/verdict.py", "Use draws of the law (`result.law.sample`)"): (
+        "test_result_law.py::test_samples_are_resampled_and_not_simulated"
+    ),
+    ("arviz.py", 'Use `draws="guide"`'): (
+        "test_result_law.py::test_what_is_asked_of_arviz_is_checked"
+    ),
+    ("law.py", "Ask for fewer, or for draws of the guide"): (
+        "test_result_law.py::test_more_draws_than_are_effective_are_warned_of"
+    ),
+    ("_model/arguments.py", "Pass these arrays themselves, or keep them"): (
+        "test_arguments.py::test_what_cannot_be_copied_is_refused_with_a_way_out"
+    ),
     ("_coordinates.py", "Pass the mask to the model as an argument"): (
         "test_coordinates.py::test_a_mask_that_depends_on_latents_is_refused"
     ),
@@ -77,7 +89,7 @@ ELSEWHERE = {
     ("_train/lost.py", "use distributions of NumPyro at the sites {}"): (
         "test_lost.py::test_an_unnormalised_prior_is_named"
     ),
-    ("_train/params.py", "which a network takes only together, got none of"): (
+    ("_model/params.py", "which a network takes only together, got none of"): (
         "test_params.py::test_a_flax_network_with_a_state"
     ),
 }

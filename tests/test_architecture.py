@@ -41,7 +41,9 @@ def layer(inside: str, outside: str, lazily: str = "") -> Layer:
 BASE = "_typing _checks"
 MATHS = f"{BASE} _math"
 SITES = f"{MATHS} primitives handlers _charts _sites _coordinates"
-RESULT = f"{SITES} _train _restart result diagnostics sensitivity _files _report"
+MODEL = f"{SITES} _model"
+TRAIN = f"{MODEL} _solver _train"
+RESULT = f"{TRAIN} _draws law _restart result diagnostics sensitivity _files _report"
 
 # A row for each module or folder at the top of the package, lowest first.
 LAYERS = {
@@ -58,16 +60,21 @@ LAYERS = {
     "_coordinates": layer(f"{MATHS} primitives _charts _sites", "jax numpy numpyro"),
     "guides": layer(f"{BASE} _sites", "jax numpy numpyro"),
     "circuits": layer(f"{BASE} primitives", "jax numpy numpyro diffrax"),
-    # 3. the trainer: takes any guide by interface, and returns a result
-    "_train": layer(SITES, "jax numpy numpyro optax tqdm", lazily="guides"),
-    "_solver": layer(f"{SITES} _train", "jax numpy numpyro"),
+    "_model": layer(SITES, "jax numpy numpyro optax"),
+    # 3. the law, and the trainer: takes any guide by interface, and returns a result
+    "_solver": layer(MODEL, "jax numpy numpyro"),
+    "_train": layer(
+        f"{MODEL} _solver", "jax numpy numpyro optax tqdm", lazily="guides"
+    ),
     "epi": layer(
-        f"{SITES} _train _assemble result",
+        f"{TRAIN} _assemble result",
         "jax numpy numpyro optax tqdm",
         lazily="guides",
     ),
-    "_assemble": layer(f"{SITES} _train _restart result", "jax numpy"),
-    "_restart": layer("_train", "numpy"),
+    "_assemble": layer(f"{TRAIN} _draws law _restart result", "jax numpy"),
+    "_draws": layer("", "numpy"),
+    "law": layer(f"{MATHS} _draws", "jax numpy"),
+    "_restart": layer("_train _draws law", "numpy"),
     # 4. on the result
     "result": layer(RESULT, "jax numpy numpyro", lazily="arviz plotting"),
     "_report": layer(RESULT, "numpy"),

@@ -4,6 +4,7 @@
 """Model arguments are compared by value, in a process and in files."""
 
 import json
+import threading
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_epi as epi
-from numpyro_epi._train.arguments import Arguments, private
+from numpyro_epi._model.arguments import Arguments, private
 from small_results import GUIDE
 
 OPTIONS = {
@@ -175,6 +176,22 @@ def test_copies_share_no_array(name):
     arrays[0][...] = 7.0
     assert of(copied) == before
     assert of(value) != before
+
+
+class Held:
+    """Holds an array beside something that cannot be copied."""
+
+    def __init__(self, y):
+        self.y, self.lock = y, threading.Lock()
+
+
+def test_what_cannot_be_copied_is_refused_with_a_way_out():
+    """Its array could be filled anew later, and the old answer would come back."""
+    with pytest.raises(TypeError, match=r"`?Held.*arrays of NumPy.*jax.numpy.asarray"):
+        private({"a": Held(np.ones(2))})
+    held = Held(jnp.ones(2))
+    assert private(held) is held
+    np.testing.assert_array_equal(private(Held(np.ones(2)).y), np.ones(2))
 
 
 def test_arrays_of_jax_are_read_once():

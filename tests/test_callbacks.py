@@ -14,13 +14,13 @@ import pytest
 from jax.experimental import io_callback
 
 import numpyro_epi as epi
-from numpyro_epi._train.cost import Cost
+from numpyro_epi._model.cost import Cost
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.pilot import is_dear
 from numpyro_epi._train.plan import count_simulations
-from numpyro_epi._train.problem import Problem
 
 KEY = jax.random.key(0)
 SMALL = {

@@ -23,12 +23,12 @@ from guides.tables import quick_jit
 from numpyro_epi import _coordinates
 from numpyro_epi._charts import Charted, find_centre, kept_rows, turned_circular
 from numpyro_epi._files import _reading, _writing
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._sites import find_latents, sample_unconstrained
 from numpyro_epi._train.chunks import Chunks
 from numpyro_epi._train.circles import cut_circles
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.problem import Problem
 from numpyro_epi.sensitivity._interventions import _sibling
 from numpyro_epi.sensitivity._layout import layout_of
 from small_results import shaken

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_epi as epi
-from numpyro_epi._train.derivatives import Derivatives
+from numpyro_epi._model.derivatives import Derivatives
 from numpyro_epi.diagnostics import corrected_draws
 from numpyro_epi.diagnostics._corrected import _why_no_hmc
 from numpyro_epi.sensitivity import hessian
@@ -25,7 +25,6 @@ SMALL = dict(
     num_steps=20,
     num_evaluation=1000,
     warm_start_size=300,
-    warm_start_rounds=1,
     progress_bar=False,
 )
 

@@ -13,10 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # A row for each example: options that make it short, and the files that it promises.
-TINY = (
-    "--num-epochs 1 --num-steps 4 --num-evaluation 500 --warm-start-size 500 "
-    "--warm-start-rounds 1"
-)
+TINY = "--num-epochs 1 --num-steps 4 --num-evaluation 500 --warm-start-size 500"
 FEW = f"{TINY} --num-particles 50"
 EXAMPLES = {
     "colliculus": (

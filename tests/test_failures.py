@@ -15,10 +15,10 @@ import pytest
 from scipy.stats import norm
 
 import numpyro_epi as epi
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._train import failures
 from numpyro_epi._train.failures import Failures, exceeds, show_share
 from numpyro_epi._train.gate import gated
-from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.step import linearised, mask_invalid
 
 KEY = jax.random.key(0)

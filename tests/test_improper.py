@@ -17,8 +17,8 @@ from numpyro.infer.autoguide import AutoMultivariateNormal
 from numpyro.infer.reparam import CircularReparam
 
 import numpyro_epi as epi
-from numpyro_epi._train.improper import EXPONENTS, falls_off
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model.improper import EXPONENTS, falls_off
+from numpyro_epi._model.problem import Problem
 
 KEY = jax.random.key(0)
 GUIDE = partial(epi.guides.AutoRealNVP, num_flows=2)

@@ -72,11 +72,17 @@ LOST = {
 }
 
 
+def no_law():
+    return None
+
+
 @pytest.mark.parametrize("name", LOST)
 @pytest.mark.parametrize("ended", [None, (EPIStatus.CONVERGED, "The published test.")])
 def test_a_lost_run_is_named(name, ended):
     found, kind, multipliers, words = LOST[name]
-    status, message = final_verdict(simulations(**kind), found, ended, multipliers)
+    status, message = final_verdict(
+        simulations(**kind), found, ended, multipliers, no_law
+    )
     assert status is EPIStatus.NOT_CONVERGED
     assert words.replace(".14", "+14") in message
     assert "rain longer" not in message
@@ -103,9 +109,13 @@ def test_other_runs_are_not_lost(name):
 
 def test_out_of_reach_and_interrupted_stay_what_they_are():
     worst = scores(violation=np.array([0.0, 3e14]))
+
+    def judge(ended):
+        return final_verdict(simulations(), worst, ended, np.zeros(2), no_law)
+
     for status in (EPIStatus.UNREACHABLE, EPIStatus.INTERRUPTED):
         ended = (status, "Why.")
-        assert final_verdict(simulations(), worst, ended, np.zeros(2)) == ended
+        assert judge(ended) == ended
 
 
 class Unnormalised(dist.Normal):
@@ -130,4 +140,5 @@ def test_an_unnormalised_prior_is_named():
     result = run(Unnormalised(0.0, 1.0))
     assert not result.converged
     assert "at the sites ['z']" in result.message
+    assert "does not integrate to one" in result.law_reason
     assert run(dist.Normal(0.0, 1.0)).converged

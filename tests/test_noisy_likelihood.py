@@ -20,10 +20,10 @@ import noisy_models
 import numpyro_epi as epi
 from noisy_models import MEAN
 from numpyro_epi import diagnostics
-from numpyro_epi._train import minibatches as _minibatches
-from numpyro_epi._train.dependence import depends_on_last
-from numpyro_epi._train.minibatches import ALL, DRAWN, IN_TURNS
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model import minibatches as _minibatches
+from numpyro_epi._model.dependence import depends_on_last
+from numpyro_epi._model.minibatches import ALL, DRAWN, IN_TURNS
+from numpyro_epi._model.problem import Problem
 from numpyro_epi.diagnostics import _mixture
 from numpyro_epi.handlers import noise, tilt
 

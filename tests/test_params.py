@@ -27,8 +27,8 @@ from numpyro.infer.reparam import LocScaleReparam
 from numpyro.primitives import mutable
 
 import numpyro_epi as epi
-from numpyro_epi._train.params import used_inputs
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model.params import used_inputs
+from numpyro_epi._model.problem import Problem
 from small_results import GUIDE, OPTIONS
 
 KEY = jax.random.key(0)

@@ -13,14 +13,14 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_epi as epi
+from numpyro_epi._model.cost import Cost
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._train import slopes
-from numpyro_epi._train.cost import Cost
 from numpyro_epi._train.pilot import (
     GradientHealth,
     check_gradient,
     choose_gradient,
 )
-from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.slopes import make_pilot
 from numpyro_epi.diagnostics._corrected import _why_no_hmc
 from sensitivity_results import gaussian

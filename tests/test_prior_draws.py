@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 import numpyro_epi as epi
-from numpyro_epi._train.problem import MAX_COORDINATE, Problem
+from numpyro_epi._model.problem import MAX_COORDINATE, Problem
 
 pytestmark = pytest.mark.core
 

@@ -18,7 +18,6 @@ TINY = {
     "num_steps": 5,
     "num_evaluation": 500,
     "warm_start_size": 500,
-    "warm_start_rounds": 1,
     "progress_bar": False,
 }
 

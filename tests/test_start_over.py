@@ -1,7 +1,7 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What the warm start does not fit a guide to, it finds the multipliers of."""
+"""Where a guide cannot be fitted to draws of the law, it has its multipliers."""
 
 from functools import partial
 
@@ -9,10 +9,9 @@ import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-import pytest
 
 import numpyro_epi as epi
-from numpyro_epi._train import adaptive, approach
+from numpyro_epi._train import approach
 
 GUIDE = partial(epi.guides.AutoRealNVP, num_flows=2, hidden_dims=(10,))
 EXACT_ENTROPY = np.log(2 * np.pi * np.e) + np.log(0.25)
@@ -42,26 +41,3 @@ def test_training_starts_from_an_untrained_guide_where_the_fit_is_poor(monkeypat
     for result in (fitted, moved):
         assert abs(result.entropy - EXACT_ENTROPY) < 0.1
         assert np.abs(result.history.violation[-1]).max() < 0.1
-
-
-def narrow():
-    z = numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
-    epi.emergent_property(z, mean=[2.0, -2.0], var=[0.01, 0.01])
-
-
-@pytest.mark.parametrize("misfit", [0.5, 30.0])
-def test_no_last_fit_where_a_guide_stays_far_off(misfit, monkeypatch):
-    fits = []
-    fit = adaptive.AdaptiveSampler.fit
-
-    def count(*args, is_last=False):
-        fits.append(is_last)
-        return fit(*args, is_last=is_last)
-
-    monkeypatch.setattr(adaptive.AdaptiveSampler, "fit", count)
-    monkeypatch.setattr(adaptive, "_misfit", lambda *_: misfit)
-    options = {"num_epochs": 1, "num_steps": 2, "warm_start_size": 2000}
-    options |= {"num_evaluation": 500, "progress_bar": False}
-    epi.EPI(narrow, GUIDE, num_particles=10, **options).run(jax.random.key(0))
-    assert len(fits) > 2
-    assert fits.count(True) == (misfit < adaptive.MAX_MISFIT)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._model.arguments import Argument, Arguments
 from numpyro_epi._restart import EPIRestart
-from numpyro_epi._train.arguments import Argument, Arguments
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.state import EPIState
 

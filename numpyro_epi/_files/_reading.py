@@ -5,15 +5,16 @@
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_epi._draws import EPIDraws
 from numpyro_epi._files._checks import (
     check_arguments,
     check_density,
@@ -23,6 +24,7 @@ from numpyro_epi._files._checks import (
 )
 from numpyro_epi._files._format import (
     FORMAT,
+    LAW_NUMBERS,
     NUMBERS,
     VERSION,
     Arrays,
@@ -31,16 +33,17 @@ from numpyro_epi._files._format import (
     package_version,
 )
 from numpyro_epi._math.constraints import ConstraintTable
-from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
-from numpyro_epi._train.arguments import Arguments, private
+from numpyro_epi._model.arguments import Arguments, private
+from numpyro_epi._model.problem import Problem
+from numpyro_epi._restart import EPIHistory, EPIRestart
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
 from numpyro_epi._train.options import Options, PublishedSchedule
 from numpyro_epi._train.pilot import GradientHealth
-from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus
+from numpyro_epi.law import EPILaw
 from numpyro_epi.result import EPIResult
 
 
@@ -212,34 +215,69 @@ def _spec(spec: dict) -> tuple[tuple[int, ...], str]:
 
 def _restart(
     r: int,
-    words: dict[str, str],
+    words: dict[str, Any],
     header: dict,
     arrays: Arrays,
     engine: Engine,
     state: EPIState,
 ) -> EPIRestart:
-    def part(name: str) -> np.ndarray:
-        return arrays[f"restarts/{r}/{name}"]
-
-    numbers: dict[str, Any] = {name: part(name) for name in NUMBERS}
-    numbers = {k: v if v.ndim else float(v) for k, v in numbers.items()}
-    latents = [name for name, _ in header["latents"]]
-    statistics = [name for name, _ in header["statistics"]]
-    flat = [name for name in EPIDraws._fields if name not in ("latents", "statistics")]
+    part = _Part(arrays, f"restarts/{r}", header)
     params = jax.tree.map(lambda x: x[r], state.average)
     return EPIRestart(
         params=engine.guide.constrain(params),
         status=EPIStatus(words["status"]),
         message=words["message"],
         multipliers_source=words["multipliers_source"],
-        multipliers={name: part(f"multipliers/{name}") for name in statistics},
-        history=EPIHistory(
-            **{name: part(f"history/{name}") for name in EPIHistory._fields}
-        ),
-        draws=EPIDraws(
-            latents={name: part(f"draws/latents/{name}") for name in latents},
-            statistics={name: part(f"draws/statistics/{name}") for name in statistics},
-            **{name: part(f"draws/{name}") for name in flat},
-        ),
-        **numbers,
+        multipliers=part.under("multipliers", part.statistics),
+        history=EPIHistory(**part.under("history", EPIHistory._fields)),
+        draws=part.draws("draws"),
+        law=None if words["law"] is None else _law(words["law"], part),
+        law_reason=words["law_reason"],
+        **part.numbers("", NUMBERS),
     )
+
+
+def _law(words: dict[str, Any], part: "_Part") -> EPILaw:
+    return EPILaw(
+        draws=part.draws("law/draws"),
+        multipliers=part.under("law/multipliers", part.statistics),
+        **words,
+        **part.numbers("law/", LAW_NUMBERS),
+    )
+
+
+class _Part(NamedTuple):
+    """Arrays of a file below a prefix."""
+
+    arrays: Arrays
+    prefix: str
+    header: dict
+
+    @property
+    def statistics(self) -> list[str]:
+        """Names of the statistics."""
+        return [name for name, _ in self.header["statistics"]]
+
+    def get(self, name: str) -> np.ndarray:
+        """One array."""
+        return self.arrays[f"{self.prefix}/{name}"]
+
+    def under(self, folder: str, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Arrays of a folder by their names."""
+        return {name: self.get(f"{folder}/{name}") for name in names}
+
+    def numbers(self, folder: str, names: Iterable[str]) -> dict[str, Any]:
+        """Arrays by their names; those without axes as numbers."""
+        found = {name: self.get(f"{folder}{name}") for name in names}
+        return {k: v if v.ndim else float(v) for k, v in found.items()}
+
+    def draws(self, folder: str) -> EPIDraws:
+        """Stored draws."""
+        nested = ("latents", "statistics")
+        flat = [name for name in EPIDraws._fields if name not in nested]
+        latents = [name for name, _ in self.header["latents"]]
+        return EPIDraws(
+            latents=self.under(f"{folder}/latents", latents),
+            statistics=self.under(f"{folder}/statistics", self.statistics),
+            **self.under(folder, flat),
+        )

@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_epi._draws import EPIDraws
 from numpyro_epi._files._format import (
     FORMAT,
+    LAW_NUMBERS,
+    LAW_WORDS,
     NUMBERS,
     VERSION,
     WORDS,
@@ -25,8 +28,8 @@ from numpyro_epi._files._format import (
     is_x64,
     package_version,
 )
+from numpyro_epi._model.arguments import Arguments
 from numpyro_epi._restart import EPIRestart
-from numpyro_epi._train.arguments import Arguments
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.state import EPIState
@@ -131,8 +134,11 @@ def _pack_state(state: EPIState) -> tuple[dict[str, dict], Arrays]:
     return specs, arrays
 
 
-def _words(restart: EPIRestart) -> dict[str, str]:
-    return {name: str(getattr(restart, name)) for name in WORDS}
+def _words(restart: EPIRestart) -> dict[str, Any]:
+    words: dict[str, Any] = {name: str(getattr(restart, name)) for name in WORDS}
+    law = restart.law
+    words["law"] = None if law is None else {k: getattr(law, k) for k in LAW_WORDS}
+    return words
 
 
 def _pack_restart(prefix: str, restart: EPIRestart) -> Arrays:
@@ -140,11 +146,20 @@ def _pack_restart(prefix: str, restart: EPIRestart) -> Arrays:
     packed: dict[str, Any] = {name: getattr(restart, name) for name in NUMBERS}
     packed |= _under("multipliers", restart.multipliers)
     packed |= _under("history", restart.history._asdict())
-    draws = restart.draws._asdict()
-    packed |= _under("draws/latents", draws.pop("latents"))
-    packed |= _under("draws/statistics", draws.pop("statistics"))
-    packed |= _under("draws", draws)
+    packed |= _pack_draws("draws", restart.draws)
+    law = restart.law
+    if law is not None:
+        packed |= {f"law/{name}": getattr(law, name) for name in LAW_NUMBERS}
+        packed |= _under("law/multipliers", law.multipliers)
+        packed |= _pack_draws("law/draws", law.draws)
     return {f"{prefix}/{name}": np.asarray(value) for name, value in packed.items()}
+
+
+def _pack_draws(prefix: str, draws: EPIDraws) -> dict[str, Any]:
+    fields = draws._asdict()
+    packed = _under(f"{prefix}/latents", fields.pop("latents"))
+    packed |= _under(f"{prefix}/statistics", fields.pop("statistics"))
+    return packed | _under(prefix, fields)
 
 
 def _under(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,10 @@ from numpyro_epi._math.precision import subtract_parts, two_parts
 SQRT2 = float(np.sqrt(2.0))
 
 
+# From a distance between 1 and 0 to E[T], shape (K,).
+MomentPath = Callable[[float], np.ndarray]
+
+
 class Targets(NamedTuple):
     """The numbers of a `ConstraintTable` that enter a compiled step.
 
@@ -231,14 +235,12 @@ def deviations(stats: jax.Array, targets: Targets, has_var: np.ndarray) -> jax.A
     return jnp.concatenate([first, second], axis=-1)
 
 
-def moment_paths(
-    start: np.ndarray, has_var: np.ndarray
-) -> tuple[Callable[[float], np.ndarray], ...]:
-    """Two ways for E[T] to shrink to zero as a distance goes from 1 to 0.
+def moment_path(start: np.ndarray, has_var: np.ndarray) -> MomentPath:
+    """A way for E[T] to shrink to zero as a distance goes from 1 to 0.
 
-    The first keeps a statistic as narrow as its ends: its mean moves on a straight line
-    and its variance on a geometric one. The second is a straight line in E[T], every
-    point of which is a mixture of the ends, so it is feasible, but wide in the middle.
+    It keeps a statistic as narrow as its ends: its mean moves on a straight line and
+    its variance on a geometric one. Where there is no variance to narrow, it is a
+    straight line in E[T].
 
     Args:
         start: E[T] at distance 1, shape (K,).
@@ -257,6 +259,5 @@ def moment_paths(
         second = ratio**distance + (distance * shift[has_var]) ** 2 - 1.0
         return np.concatenate([distance * shift, second / SQRT2])
 
-    if ratio.size == 0 or not (np.isfinite(ratio) & (ratio > 0.0)).all():
-        return (straight,)
-    return narrow, straight
+    is_narrow = ratio.size > 0 and (np.isfinite(ratio) & (ratio > 0.0)).all()
+    return narrow if is_narrow else straight

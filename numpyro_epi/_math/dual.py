@@ -12,7 +12,6 @@ minus the covariance of T under them (Boyd & Vandenberghe, Convex Optimization, 
 and 5.7.3). Everything is in float64 on the host: K is small and n is at most about 1e6.
 """
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -145,77 +144,3 @@ def solve_noisy_dual(
         )
         multipliers = found.multipliers
     return found
-
-
-def solve_dual_tempered(
-    log_weights: np.ndarray,
-    deviations: np.ndarray,
-    *,
-    min_ess: float,
-    paths: Sequence[Callable[[float], np.ndarray]],
-    previous: tuple[np.ndarray, float] | None = None,
-    num_bisections: int = 6,
-) -> tuple[DualSolution, float]:
-    """Go as far towards the targets as an effective sample size allows.
-
-    The targets move on a path from the moments that the draws already have to the
-    wanted ones. Moving the targets, not the multipliers, keeps the way feasible.
-
-    Args:
-        log_weights: as in `solve_dual`.
-        deviations: as in `solve_dual`.
-        min_ess: smallest effective sample size to accept.
-        paths: functions from `distance`, between 1 (the draws' own moments) and 0
-            (zero: the targets), to E[T], shape (K,); the one that leads farthest wins.
-        previous: multipliers and distance reached on fewer draws, to go on from.
-        num_bisections: on `distance`.
-
-    Returns:
-        The solution and its `distance`: 0.0 if the targets themselves were reached, 1.0
-        if nothing was gained.
-    """
-
-    def attempt(
-        moments: np.ndarray, initial: np.ndarray | None, least_ess: float = 0.0
-    ) -> DualSolution | None:
-        found = solve_dual(
-            log_weights,
-            deviations - moments,
-            initial=initial,
-            max_steps=40,
-            least_ess=least_ess,
-        )
-        is_good = found.ess >= min_ess and found.residual < 0.05
-        return found if is_good else None
-
-    initial, reached = (None, 1.0) if previous is None else previous
-    best = attempt(np.zeros(deviations.shape[1]), initial)
-    if best is not None:
-        return best, 0.0
-    reached = max(reached, 1e-3)
-    kept = solve_dual(
-        log_weights,
-        deviations - paths[0](reached),
-        initial=initial,
-        max_steps=0 if reached < 1.0 else 40,
-    )
-    if kept.ess < min_ess:
-        kept, reached = solve_dual(log_weights, deviations - paths[0](1.0)), 1.0
-    is_first = True
-    for path in paths:
-        low, high = 0.0, reached
-        for i in range(num_bisections):
-            # Halve the ratio where little is left, the difference where much is.
-            middle = np.sqrt(low * high) if low > 0.0 else 0.5 * high
-            if i == 0 and not is_first:
-                # A later path is followed only if it leads beyond the earlier ones.
-                middle = 0.95 * reached
-            found = attempt(path(float(middle)), kept.multipliers, 0.05 * min_ess)
-            if found is not None:
-                high, kept, reached = middle, found, float(middle)
-            elif i == 0 and not is_first:
-                break
-            else:
-                low = middle
-        is_first = False
-    return kept, reached

@@ -1,7 +1,7 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""The augmented Lagrangian: penalty, multipliers and when the penalty may grow.
+"""The augmented Lagrangian: its value and its gradient from particles.
 
     min_q  KL(q || p0) - E_q[log L] + lambda . V + c/2 |V|^2,     V = E_q[T].
 
@@ -11,11 +11,7 @@ divergence from a prior.)
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-
-# Bound of the inverse variance in an update of multipliers.
-MAX_NEWTON = 5.0
 
 
 def split_half_mean(
@@ -93,69 +89,3 @@ def linear_terms(
         second: V of the second half.
     """
     return 0.5 * (tilts[0] @ first + tilts[1] @ second)
-
-
-def update_multipliers(
-    multipliers: np.ndarray,
-    penalty: np.ndarray,
-    violation: np.ndarray,
-    variance: np.ndarray,
-) -> np.ndarray:
-    r"""A Newton step of the dual, :math:`\lambda + (c + 1 / \mathrm{Var}\, T) V`.
-
-    The minimum of the augmented Lagrangian is the tilt of p0 by lambda + c V. The usual
-    update (eLife 2021, eq. 20) takes these multipliers: those of the law as it is,
-    with the violation that it has. A Newton step of the dual, whose Hessian is Cov T,
-    then takes the violation away. Of Cov T the diagonal is used, and of its inverse at
-    most `MAX_NEWTON`. Noise of the simulations adds to it, and makes the step shorter.
-
-    Args:
-        multipliers: lambda, shape (K,).
-        penalty: c, shape (K,) or a number.
-        violation: V, shape (K,).
-        variance: of T under the guide, shape (K,); infinite if unknown.
-
-    References:
-        Bertsekas, Constrained optimization and Lagrange multiplier methods, 1982,
-        section 2.3.2, on second-order updates.
-    """
-    newton = 1.0 / np.maximum(variance, 1.0 / MAX_NEWTON)
-    return np.asarray(multipliers) + (penalty + newton) * np.asarray(violation)
-
-
-def grow_penalty(
-    penalty: float,
-    violation: np.ndarray,
-    error: np.ndarray,
-    previous: np.ndarray | None,
-    *,
-    growth: float,
-    reduction: float,
-    tolerance: float,
-    max_penalty: float,
-) -> float:
-    """Grow the penalty if the violation is real, matters and does not shrink.
-
-    A larger one makes steps stiffer, so that guides swing about their targets.
-
-    Args:
-        penalty: c.
-        violation: V, shape (K,).
-        error: its standard errors, shape (K,).
-        previous: V an epoch earlier, or None.
-        growth: factor.
-        reduction: the norm of V must fall below this fraction of the previous one.
-        tolerance: no violation that is smaller matters.
-        max_penalty: upper bound; beyond it, sampling noise would drive the multipliers.
-    """
-    # In double precision: squares of a diverged guide's violation overflow in single.
-    norm, noise = (
-        np.linalg.norm(np.asarray(x, np.float64)) for x in (violation, error)
-    )
-    if previous is None or norm <= 2.0 * noise:
-        return penalty
-    if np.abs(violation).max() <= tolerance:
-        return penalty
-    if norm <= reduction * np.linalg.norm(np.asarray(previous, np.float64)):
-        return penalty
-    return min(penalty * growth, max_penalty)

@@ -17,6 +17,10 @@ import numpy as np
 MIN_TAIL = 5
 # Above it, averages over the weights cannot be trusted (Vehtari et al., section 3.3).
 MAX_KHAT = 0.7
+# The shape has no scale: of weights that crowd below a bound it is that of their noise.
+# None that is at most so many times the mean makes an average heavy: a shape of finite
+# variance at most.
+HARMLESS, FLAT_KHAT = 3.0, 0.5
 
 
 class SmoothedWeights(NamedTuple):
@@ -24,7 +28,8 @@ class SmoothedWeights(NamedTuple):
 
     Attributes:
         log_weights: smoothed and normalised to sum to one, shape (n,).
-        khat: shape of the tail; infinite where the tail is too short to tell.
+        khat: shape of the tail; infinite where the tail is too short to tell, and at
+            most 0.5 where no weight is more than three times their mean.
     """
 
     log_weights: np.ndarray
@@ -77,6 +82,7 @@ def pareto_smooth(log_weights: np.ndarray) -> SmoothedWeights:
         )
     log_w -= log_w.max()
     num = log_w.size
+    is_flat = bool(HARMLESS * np.exp(log_w).mean() >= 1.0)
     num_tail = int(np.ceil(min(0.2 * num, 3.0 * np.sqrt(num))))
     khat = np.inf
     if num > num_tail >= MIN_TAIL:
@@ -93,5 +99,7 @@ def pareto_smooth(log_weights: np.ndarray) -> SmoothedWeights:
             log_w[tail] = np.minimum(np.log(quantile + np.exp(cutoff)), 0.0)
         elif excesses[-1] == 0.0:
             khat = -np.inf  # equal weights: no tail at all
+    if is_flat and np.isfinite(khat):
+        khat = min(khat, FLAT_KHAT)
     total = np.log(np.exp(log_w).sum())
     return SmoothedWeights(log_w - total, float(khat))

@@ -3,7 +3,7 @@
 
 """Simulated draws: the one container of the solver, and how they are made."""
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +12,12 @@ import numpy as np
 from jax import lax, random, vmap
 
 from numpyro_epi._math.constraints import ConstraintTable
-from numpyro_epi._train.problem import Problem, Simulation
+from numpyro_epi._model.problem import Problem, Simulation
 
-# Simulations that run side by side: as many as keep their largest array within so many
-# bytes, the cache of a CPU.
-BATCH_BYTES, MIN_BATCH, MAX_BATCH = 2**20, 16, 1000
+# Simulations side by side: as many as keep their largest array within so many bytes.
+BATCH_BYTES, MIN_BATCH = 2**20, 16
+# Takes note of latents, log likelihoods and statistics of simulations, (n, ...).
+Note = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
 
 class Draws(NamedTuple):
@@ -25,14 +26,16 @@ class Draws(NamedTuple):
     Attributes:
         u: unconstrained latents, shape (n, D).
         log_prior: of u, shape (n,).
-        log_likelihood: of observed sites, shape (n,), averaged over simulations.
-        repeats: T of each of m simulations, scaled units, shape (m, n, K).
+        log_start: log density from which the first draws of a search come, shape (n,).
+        log_likelihoods: of observed sites, of each of m simulations, shape (m, n).
+        repeats: T of each of these simulations, scaled units, shape (m, n, K).
         is_valid: whether all of these numbers are finite, shape (n,).
     """
 
     u: np.ndarray
     log_prior: np.ndarray
-    log_likelihood: np.ndarray
+    log_start: np.ndarray
+    log_likelihoods: np.ndarray
     repeats: np.ndarray
     is_valid: np.ndarray
 
@@ -42,31 +45,46 @@ class Draws(NamedTuple):
         return self.u.shape[0]
 
     @property
+    def log_likelihood(self) -> np.ndarray:
+        """Log L averaged over simulations, shape (n,)."""
+        return self.log_likelihoods.mean(axis=0)
+
+    @property
     def deviations(self) -> np.ndarray:
         """T averaged over simulations, shape (n, K)."""
         return self.repeats.mean(axis=0)
 
-    def noise_shift(self, multipliers: np.ndarray) -> np.ndarray:
-        """C lambda of each draw, C the covariance of its average T, shape (n, K).
+    def _noise(self, temperature: float, multipliers: np.ndarray) -> np.ndarray:
+        """Deviation of each simulation's log tilt from their mean, shape (m, n)."""
+        tilts = temperature * self.log_likelihoods - self.repeats @ multipliers
+        return tilts - tilts.mean(axis=0)
 
-        E[exp(-lambda . average)] is too large by lambda . C lambda / 2 in its
-        logarithm, to second order, and its derivative by C lambda.
+    def noise_shift(self, temperature: float, multipliers: np.ndarray) -> np.ndarray:
+        """What the noise of averages adds to E[T] under weights by them, shape (n, K).
+
+        Averages of T and log L have an error. E[exp(average)] is too large by half of
+        its variance, in its logarithm and to second order (the cumulant expansion), and
+        the derivative of that with respect to minus the multipliers is this.
         """
         num = len(self.repeats)
         if num == 1:
             return np.zeros(self.repeats.shape[1:])
         centred = self.repeats - self.deviations
-        along = centred @ multipliers
-        return np.einsum("mn,mnk->nk", along, centred) / (num * (num - 1))
+        noise = self._noise(temperature, multipliers)
+        return -np.einsum("mn,mnk->nk", noise, centred) / (num * (num - 1))
 
     def log_density(self, temperature: float, multipliers: np.ndarray) -> np.ndarray:
         """Log p0 L^temperature exp(-lambda . E[T | z]) but for log Z; -inf if invalid.
 
-        With E[T | z] from several simulations, corrected for their noise.
+        With E[log L | z] and E[T | z] from several simulations, corrected for noise.
         """
-        log_p = self.log_prior + temperature * self.log_likelihood
-        shift = self.noise_shift(multipliers)
-        log_p = log_p - (self.deviations + 0.5 * shift) @ multipliers
+        log_p = self.log_prior - self.deviations @ multipliers
+        if temperature > 0:
+            log_p = log_p + temperature * self.log_likelihood
+        num = len(self.repeats)
+        if num > 1:
+            variance = self._noise(temperature, multipliers).var(axis=0, ddof=1)
+            log_p = log_p - 0.5 * variance / num
         return np.where(self.is_valid, log_p, -np.inf)
 
     def take(self, rows: np.ndarray) -> "Draws":
@@ -74,78 +92,146 @@ class Draws(NamedTuple):
         return Draws(
             self.u[rows],
             self.log_prior[rows],
-            self.log_likelihood[rows],
+            self.log_start[rows],
+            self.log_likelihoods[:, rows],
             self.repeats[:, rows],
             self.is_valid[rows],
         )
 
+    def with_repeats(self, other: "Draws") -> "Draws":
+        """The same draws, simulated more often."""
+        return self._replace(
+            log_likelihoods=np.concatenate(
+                [self.log_likelihoods, other.log_likelihoods]
+            ),
+            repeats=np.concatenate([self.repeats, other.repeats]),
+            is_valid=self.is_valid & other.is_valid,
+        )
+
+    def halves(self) -> tuple["Draws", "Draws"]:
+        """The same draws with one half of their simulations, and with the other."""
+        num = len(self.repeats) // 2
+        parts = (slice(0, num), slice(num, 2 * num))
+        first, second = (
+            self._replace(
+                log_likelihoods=self.log_likelihoods[part], repeats=self.repeats[part]
+            )
+            for part in parts
+        )
+        return first, second
+
     def join(self, other: "Draws") -> "Draws":
         """These and others."""
+        axes = (0, 0, 0, 1, 1, 0)
         return Draws(
-            np.concatenate([self.u, other.u]),
-            np.concatenate([self.log_prior, other.log_prior]),
-            np.concatenate([self.log_likelihood, other.log_likelihood]),
-            np.concatenate([self.repeats, other.repeats], axis=1),
-            np.concatenate([self.is_valid, other.is_valid]),
+            *(
+                np.concatenate(pair, axis=axis)
+                for *pair, axis in zip(self, other, axes, strict=True)
+            )
         )
 
 
-class Simulator:
-    """Simulates draws of one model; compiled once for each number of draws.
+class Programs:
+    """Compiled functions of one model, which serve all searches for its laws.
 
     Args:
         problem: the model.
-        table: targets, with the scales of all statistics.
-        num_repeats: simulations of each draw: one if statistics are deterministic.
-
-    Attributes:
-        num_simulations: simulations so far.
+        chunk: draws that one call makes or simulates.
     """
 
-    def __init__(
-        self, problem: Problem, table: ConstraintTable, num_repeats: int = 1
-    ) -> None:
+    def __init__(self, problem: Problem, chunk: int = 1000) -> None:
         self.problem = problem
-        self.table = table
-        self.num_repeats = num_repeats
-        self.num_simulations = 0
+        self.chunk = chunk
+        # Those of Markov chains, by their kind; see `moves`.
+        self.moves: dict[str, Any] = {}
         each = max(problem.cost.largest_array, 1)
-        self._batch = int(np.clip(BATCH_BYTES // each, MIN_BATCH, MAX_BATCH))
+        batch = int(np.clip(BATCH_BYTES // each, MIN_BATCH, chunk))
 
         @jax.jit
         def simulate(u: jax.Array, rng_key: jax.Array) -> Simulation:
             keys = random.split(rng_key, u.shape[0])
-            return lax.map(
-                lambda x: problem.simulate(*x), (u, keys), batch_size=self._batch
-            )
+            return lax.map(lambda x: problem.simulate(*x), (u, keys), batch_size=batch)
 
-        @partial(jax.jit, static_argnums=1)
-        def prior(rng_key: jax.Array, num: int) -> jax.Array:
-            return vmap(problem.sample_prior)(random.split(rng_key, num))
+        @jax.jit
+        def prior(rng_key: jax.Array) -> jax.Array:
+            return vmap(problem.sample_prior)(random.split(rng_key, chunk))
 
-        self._simulate, self._prior = simulate, prior
+        self.simulate, self.prior = simulate, prior
+
+
+class Simulator:
+    """Simulates draws of one model.
+
+    Args:
+        programs: of the model.
+        table: targets, with the scales of all statistics.
+        num_repeats: simulations of each draw: one if nothing is random.
+        note: takes note of all simulations, and may stop a run.
+
+    Attributes:
+        num_simulations: simulations so far.
+        num_moves: those of them that moves of Markov chains have made, unnoted.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        table: ConstraintTable,
+        num_repeats: int = 1,
+        note: Note = lambda *_: None,
+    ) -> None:
+        self.programs = programs
+        self.problem = programs.problem
+        self.table = table
+        self.num_repeats = num_repeats
+        self.num_simulations = 0
+        self.num_moves = 0
+        self._note = note
+        self._chunk = programs.chunk
+        # A program that leaves JAX is slow to run: no draw is simulated to fill up.
+        self._fills = not self.problem.cost.has_callback
 
     def prior_draws(self, rng_key: jax.Array, num: int) -> np.ndarray:
         """Draws u of the prior, shape (num, D)."""
-        return np.asarray(self._prior(rng_key, num))
+        keys = random.split(rng_key, -(-num // self._chunk))
+        return np.concatenate([np.asarray(self.programs.prior(key)) for key in keys])[
+            :num
+        ]
 
     def __call__(self, u: Any, rng_key: jax.Array) -> Draws:
         """Simulate draws u, shape (n, D); what is not finite becomes 0, and invalid."""
-        u = jnp.asarray(u, float)
-        keys = random.split(rng_key, self.num_repeats)
-        sims = [self._simulate(u, key) for key in keys]
-        self.num_simulations += len(u) * self.num_repeats
-        stats = np.stack([np.asarray(sim.stats, np.float64) for sim in sims])
-        log_lik = np.stack([np.asarray(s.log_likelihood, np.float64) for s in sims])
-        log_lik = log_lik.mean(axis=0)
-        log_prior = np.asarray(sims[0].log_prior, np.float64)
-        is_valid = np.isfinite(stats).all(axis=(0, 2))
-        is_valid &= np.isfinite(log_lik) & np.isfinite(log_prior)
+        u = np.asarray(u, jnp.result_type(float))
+        runs = [self._run(u, key) for key in random.split(rng_key, self.num_repeats)]
+        stats = np.stack([np.asarray(run.stats, np.float64) for run in runs])
+        log_lik = np.stack([np.asarray(r.log_likelihood, np.float64) for r in runs])
+        log_prior = np.asarray(runs[0].log_prior, np.float64)
+        is_valid = np.isfinite(stats).all(axis=(0, 2)) & np.isfinite(log_lik).all(0)
+        is_valid &= np.isfinite(log_prior)
+        log_prior = np.where(is_valid, log_prior, 0.0)
         devs = self.table.deviations(np.where(is_valid[:, None], stats, 0.0))
         return Draws(
             np.asarray(u, np.float64),
-            np.where(is_valid, log_prior, 0.0),
+            log_prior,
+            np.asarray(self.problem.log_start(u, log_prior), np.float64),
             np.where(is_valid, log_lik, 0.0),
             np.where(is_valid[:, None], devs, 0.0),
             is_valid,
         )
+
+    def _run(self, u: np.ndarray, rng_key: jax.Array) -> Simulation:
+        """One simulation of each draw, in chunks of one size."""
+        num = len(u)
+        parts = []
+        for i, start in enumerate(range(0, num, self._chunk)):
+            rows = np.arange(start, start + self._chunk)
+            rows = rows % num if self._fills else rows[rows < num]
+            parts.append(self.programs.simulate(u[rows], random.fold_in(rng_key, i)))
+        run = Simulation(
+            *(
+                np.concatenate([np.asarray(x) for x in xs])[:num]
+                for xs in zip(*parts, strict=True)
+            )
+        )
+        self.num_simulations += num
+        self._note(u, run.log_likelihood, run.stats)
+        return run

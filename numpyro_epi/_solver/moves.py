@@ -18,7 +18,7 @@ from jax import lax, random, vmap
 from numpyro.infer.hmc_util import velocity_verlet
 
 from numpyro_epi._math.constraints import Targets, deviations
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model.problem import Problem
 
 # Leapfrog steps of a move, and how far their size is jittered against resonances.
 NUM_LEAPFROG = 8

@@ -19,10 +19,10 @@ from jax import random
 from numpyro_epi._math.importance import normalize_log_weights, systematic_resample
 from numpyro_epi._solver.draws import Draws, Simulator
 from numpyro_epi._solver.moves import Tilt, make_moves, whitening
-from numpyro_epi._solver.path import Position, move_on
+from numpyro_epi._solver.path import MAX_STALLED, Position, has_moved, move_on
 
-# Particles, and the share of them that a step of the path leaves effective.
-NUM_PARTICLES, ESS_SHARE = 1000, 0.5
+# Share of the particles that a step of the path leaves effective.
+ESS_SHARE = 0.5
 # Moves go on in blocks until T has forgotten where the particles were.
 BLOCK, MAX_BLOCKS, MAX_CORRELATION = 2, 8, 0.5
 # Rounds at the wanted targets, in which multipliers and particles settle.
@@ -40,6 +40,7 @@ class ParticleState(NamedTuple):
         step_size: of the moves.
         path: temperature and multipliers of each round so far, shape (rounds, 1 + K).
         num_last: rounds at the wanted targets.
+        num_stalled: rounds without progress.
         correlation: largest one of T before and after the last moves.
         acceptance: of these moves.
         ancestors: particle of the prior that each stems from, shape (n,).
@@ -52,6 +53,7 @@ class ParticleState(NamedTuple):
     step_size: float
     path: np.ndarray
     num_last: int
+    num_stalled: int
     correlation: float
     acceptance: float
     ancestors: np.ndarray
@@ -62,6 +64,11 @@ class ParticleState(NamedTuple):
         """Whether the particles have settled at the wanted targets."""
         return self.num_last >= NUM_LAST
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the particles come no nearer to the targets."""
+        return self.num_stalled >= MAX_STALLED
+
 
 class Particles:
     """The compiled functions of one model.
@@ -69,38 +76,44 @@ class Particles:
     Args:
         simulator: of the model.
         kind: of the moves: "hmc", or "walk" where there is no gradient.
+        size: number of particles.
         max_blocks: of moves in a round.
     """
 
     def __init__(
-        self, simulator: Simulator, kind: str, max_blocks: int = MAX_BLOCKS
+        self,
+        simulator: Simulator,
+        kind: str,
+        size: int = 1000,
+        max_blocks: int = MAX_BLOCKS,
     ) -> None:
         self.simulator = simulator
         self.problem, self.table = simulator.problem, simulator.table
         forward = kind == "hmc" and self.problem.derivatives.reverse is not None
-        self.moves, self.calls_per_move = make_moves(
-            self.problem, kind, forward=forward
-        )
+        programs = simulator.programs
+        if kind not in programs.moves:
+            programs.moves[kind] = make_moves(self.problem, kind, forward=forward)
+        self.moves, self.calls_per_move = programs.moves[kind]
+        self.size = size
         self.max_blocks = max_blocks
 
     def init(self, rng_key: jax.Array, num_groups: int = 1) -> ParticleState:
         """Particles of the prior, in groups that are resampled by themselves."""
         draw_key, sim_key, key = random.split(rng_key, 3)
-        u = self.simulator.prior_draws(draw_key, NUM_PARTICLES)
+        u = self.simulator.prior_draws(draw_key, self.size)
         draws = self.simulator(u, sim_key)
-        num = self.table.num_constraints
-        start = draws.deviations[draws.is_valid].mean(axis=0)
-        temperature = 0.0 if self.problem.has_likelihood else 1.0
+        position = Position.start_of(draws, self.problem)
         return ParticleState(
             draws=draws,
-            position=Position(temperature, 1.0, np.zeros(num), start),
+            position=position,
             log_normalizer=np.log(draws.is_valid.reshape(num_groups, -1).mean(axis=1)),
             step_size=START_STEP,
-            path=np.zeros((0, 1 + num)),
+            path=np.zeros((0, 1 + self.table.num_constraints)),
             num_last=0,
+            num_stalled=0,
             correlation=0.0,
             acceptance=1.0,
-            ancestors=np.arange(NUM_PARTICLES),
+            ancestors=np.arange(self.size),
             rng_key=key,
         )
 
@@ -110,15 +123,18 @@ class Particles:
         there = move_on(
             here,
             draws,
-            draws.log_density(here.temperature, here.multipliers),
+            _density(draws, here.temperature, here.multipliers),
             self.table.has_var,
             ESS_SHARE * draws.num,
         )
         state = self.follow(state, there.temperature, there.multipliers)
         if there.temperature == 1.0 > here.temperature:
             there = there._replace(start=state.draws.deviations.mean(axis=0))
-        num_last = state.num_last + there.is_at_the_law
-        return state._replace(position=there, num_last=num_last)
+        return state._replace(
+            position=there,
+            num_last=state.num_last + there.is_at_the_law,
+            num_stalled=0 if has_moved(here, there) else state.num_stalled + 1,
+        )
 
     def follow(
         self,
@@ -134,8 +150,7 @@ class Particles:
         offset_key, move_key, key = random.split(state.rng_key, 3)
         here, draws = state.position, state.draws
         log_w = draws.log_density(temperature, multipliers)
-        log_w = log_w - draws.log_density(here.temperature, here.multipliers)
-        log_w = np.where(draws.is_valid, log_w, -np.inf)
+        log_w = log_w - _density(draws, here.temperature, here.multipliers)
         offset = float(random.uniform(offset_key))
         rows, gains = _resample(log_w, state.log_normalizer.size, offset)
         state = state._replace(
@@ -167,7 +182,9 @@ class Particles:
             u, size, acceptance = self.moves(
                 jnp.asarray(draws.u, float), keys[0], tilt, *maps, size, BLOCK
             )
-            self.simulator.num_simulations += BLOCK * self.calls_per_move * draws.num
+            num_moves = BLOCK * self.calls_per_move * draws.num
+            self.simulator.num_moves += num_moves
+            self.simulator.num_simulations += num_moves
             draws = self.simulator(u, keys[1])
             correlation = _correlation(began, draws)
             num_blocks += 1
@@ -177,6 +194,12 @@ class Particles:
             correlation=correlation,
             acceptance=float(acceptance),
         )
+
+
+def _density(draws: Draws, temperature: float, multipliers: np.ndarray) -> np.ndarray:
+    """Log density of the law that particles have; 0 of those that are invalid."""
+    log_p = draws.log_density(temperature, multipliers)
+    return np.where(draws.is_valid, log_p, 0.0)
 
 
 def _resample(

@@ -16,16 +16,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_epi._math.constraints import moment_paths
+from numpyro_epi._math.constraints import moment_path
 from numpyro_epi._math.dual import solve_dual
 from numpyro_epi._math.importance import (
     effective_sample_size,
     normalize_log_weights,
 )
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._solver.draws import Draws
 
 # Largest violation, in scaled units, of multipliers that a step may take.
 MAX_RESIDUAL = 0.02
+# Rounds that leave more than this share of the way before it is given up.
+MAX_STALLED, PROGRESS = 5, 0.9
 # A step is halved until it is possible, then bisected.
 MAX_HALVINGS, NUM_BISECTIONS = 50, 4
 # Iterations of the dual in which the noise of T is taken at the last multipliers.
@@ -46,6 +49,13 @@ class Position(NamedTuple):
     distance: float
     multipliers: np.ndarray
     start: np.ndarray
+
+    @classmethod
+    def start_of(cls, draws: Draws, problem: Problem) -> "Position":
+        """The prior, of which these are draws."""
+        lam = np.zeros(draws.repeats.shape[-1])
+        start = draws.deviations[draws.is_valid].mean(axis=0)
+        return cls(0.0 if problem.has_likelihood else 1.0, 1.0, lam, start)
 
     @property
     def is_at_the_law(self) -> bool:
@@ -73,11 +83,22 @@ def move_on(
         position = _temper(position, draws, log_q, wanted_ess)
         if position.temperature < 1.0:
             return position
-        weights = normalize_log_weights(
-            draws.log_density(1.0, position.multipliers) - log_q
-        )
-        return position._replace(start=weights @ draws.deviations)
+        lam = position.multipliers
+        weights = normalize_log_weights(draws.log_density(1.0, lam) - log_q)
+        values = draws.deviations + draws.noise_shift(1.0, lam)
+        return position._replace(start=weights @ values)
     return _move_targets(position, draws, log_q, has_var, wanted_ess)
+
+
+def has_moved(before: Position, after: Position) -> bool:
+    """Whether a round has brought the law a tenth of the way that was left."""
+    gain = after.temperature - before.temperature
+    return (
+        after.is_at_the_law
+        or after.distance < PROGRESS * before.distance
+        or gain > (1.0 - PROGRESS) * (1.0 - before.temperature)
+        or after.temperature > before.temperature / PROGRESS
+    )
 
 
 def _temper(
@@ -105,15 +126,16 @@ def _move_targets(
 ) -> Position:
     none = np.zeros_like(position.multipliers)
     base = draws.log_density(1.0, none) - log_q
-    path = moment_paths(position.start, has_var)[0]
+    first_shift = draws.noise_shift(1.0, none)
+    path = moment_path(position.start, has_var)
     found: dict[float, np.ndarray] = {}
 
     def is_good(step: float) -> bool:
         lam, moments = position.multipliers, path(position.distance - step)
         for _ in range(NUM_NOISY if len(draws.repeats) > 1 else 1):
-            shift = draws.noise_shift(lam)
+            shift = draws.noise_shift(1.0, lam)
             dual = solve_dual(
-                base + 0.5 * shift @ lam,
+                base + 0.5 * (shift - first_shift) @ lam,
                 draws.deviations + shift - moments,
                 initial=lam,
                 max_steps=40,

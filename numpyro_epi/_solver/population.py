@@ -22,18 +22,20 @@ from numpyro_epi._math.importance import (
     systematic_resample,
 )
 from numpyro_epi._solver.draws import Draws, Simulator
-from numpyro_epi._solver.path import Position, move_on
+from numpyro_epi._solver.path import MAX_STALLED, Position, has_moved, move_on
 from numpyro_epi._solver.proposal import DefensiveMixture, LocalMixture
 
-# Draws of a round, share of them that must stay effective along the path, and rounds
-# whose draws are used.
-ROUND_SIZE, ESS_SHARE, WINDOW = 2000, 0.2, 3
+# Share of a round that stays effective along the path, and rounds whose draws count.
+ESS_SHARE, WINDOW = 0.2, 3
 # Centres of a local mixture.
 NUM_CENTRES = 500
 # Rounds at the wanted targets, in which the proposal settles there.
 NUM_LAST = 2
-# Rounds without a tenth of what was left: importance sampling leads no farther.
-MAX_STALLED, PROGRESS = 5, 0.9
+# Rounds that a search may take.
+MAX_ROUNDS = 60
+# Scaled units that the noise of averages may leave in a violation, and simulations of
+# each draw that this takes: of fewer, halves do not tell.
+MAX_BIAS, MIN_REPEATS, MAX_REPEATS = 0.01, 8, 32
 
 
 class PopulationState(NamedTuple):
@@ -43,8 +45,9 @@ class PopulationState(NamedTuple):
         draws: of the last rounds.
         log_proposals: log density of each under the proposal of each round, (J, n).
         counts: draws of each round, shape (J,).
-        proposals: of these rounds; None is the prior.
+        proposals: of these rounds; None is what the search starts from.
         position: of the law that their weights are for.
+        num_rounds: so far.
         num_last: rounds at the wanted targets.
         num_stalled: rounds without progress.
         rng_key: of the next round.
@@ -55,6 +58,7 @@ class PopulationState(NamedTuple):
     counts: np.ndarray
     proposals: tuple[DefensiveMixture | None, ...]
     position: Position
+    num_rounds: int
     num_last: int
     num_stalled: int
     rng_key: jax.Array
@@ -79,84 +83,140 @@ class PopulationState(NamedTuple):
     @property
     def is_stalled(self) -> bool:
         """Whether importance sampling leads no farther."""
-        return self.num_stalled >= MAX_STALLED
+        return self.num_stalled >= MAX_STALLED or self.num_rounds >= MAX_ROUNDS
+
+    def with_draws(self, proposal: DefensiveMixture, new: Draws) -> "PopulationState":
+        """Add draws of a proposal, and forget the oldest if there are too many."""
+        proposals = (*self.proposals, proposal)
+        seen = proposal.log_prob(self.draws)[None]
+        old = np.concatenate([self.log_proposals, seen])
+        rows = [new.log_start if q is None else q.log_prob(new) for q in proposals]
+        both, counts = self.draws.join(new), np.append(self.counts, new.num)
+        log_proposals = np.concatenate([old, np.stack(rows)], axis=1)
+        if len(proposals) > WINDOW:
+            kept = np.arange(counts[0], both.num)
+            both, log_proposals = both.take(kept), log_proposals[1:, kept]
+            proposals, counts = proposals[1:], counts[1:]
+        return self._replace(
+            draws=both,
+            log_proposals=log_proposals,
+            counts=counts,
+            proposals=proposals,
+        )
 
 
-def init(simulator: Simulator, rng_key: jax.Array) -> PopulationState:
-    """Draws of the prior."""
-    draw_key, sim_key, key = random.split(rng_key, 3)
-    problem = simulator.problem
-    draws = simulator(simulator.prior_draws(draw_key, ROUND_SIZE), sim_key)
-    num = simulator.table.num_constraints
-    start = draws.deviations[draws.is_valid].mean(axis=0)
-    position = Position(
-        0.0 if problem.has_likelihood else 1.0, 1.0, np.zeros(num), start
-    )
-    counts = np.array([ROUND_SIZE])
-    return PopulationState(
-        draws, draws.log_prior[None], counts, (None,), position, 0, 0, key
-    )
+def weighted_moments(
+    draws: Draws, log_q: np.ndarray, multipliers: np.ndarray
+) -> np.ndarray:
+    """E[T] under the law of some multipliers, shape (K,)."""
+    weights = normalize_log_weights(draws.log_density(1.0, multipliers) - log_q)
+    return weights @ (draws.deviations + draws.noise_shift(1.0, multipliers))
 
 
-def advance(simulator: Simulator, state: PopulationState) -> PopulationState:
-    """One round: move on along the path, then draw and simulate there."""
-    before = state.position
-    has_var = simulator.table.has_var
-    wanted = ESS_SHARE * ROUND_SIZE
-    position = move_on(before, state.draws, state.log_q, has_var, wanted)
-    state = state._replace(
-        position=position, num_last=state.num_last + position.is_at_the_law
-    )
-    has_moved = (
-        position.is_at_the_law
-        or position.distance < PROGRESS * before.distance
-        or position.temperature > before.temperature + 0.1 * (1 - before.temperature)
-        or position.temperature > before.temperature / PROGRESS
-    )
-    state = state._replace(num_stalled=0 if has_moved else state.num_stalled + 1)
-    fit_key, draw_key, sim_key, key = random.split(state.rng_key, 4)
-    proposal = fit_proposal(simulator, state, fit_key)
-    draws = simulator(proposal.sample(draw_key, ROUND_SIZE), sim_key)
-    return _add(state, proposal, draws)._replace(rng_key=key)
+def noise_bias(draws: Draws, log_q: np.ndarray, multipliers: np.ndarray) -> np.ndarray:
+    """What the noise of averages leaves in E[T], from halves of them, shape (K,).
+
+    It falls with the square of their number: a third of what halving it brings.
+    """
+    if len(draws.repeats) == 1:
+        return np.zeros(multipliers.size)
+    halves = [weighted_moments(d, log_q, multipliers) for d in draws.halves()]
+    return (np.mean(halves, axis=0) - weighted_moments(draws, log_q, multipliers)) / 3
 
 
-def refine(simulator: Simulator, state: PopulationState) -> PopulationState:
-    """The multipliers once more, with another and larger round at the law."""
-    fit_key, draw_key, sim_key, key = random.split(state.rng_key, 4)
-    proposal = fit_proposal(simulator, state, fit_key)
-    draws = simulator(proposal.sample(draw_key, 2 * ROUND_SIZE), sim_key)
-    state = _add(state, proposal, draws)._replace(rng_key=key)
-    has_var = simulator.table.has_var
-    position = move_on(state.position, state.draws, state.log_q, has_var, 0.0)
-    return state._replace(position=position)
+class Population:
+    """Rounds of importance sampling for one model.
 
+    Args:
+        simulator: of the model.
+        size: draws of a round.
+    """
 
-def fit_proposal(
-    simulator: Simulator, state: PopulationState, rng_key: jax.Array
-) -> DefensiveMixture:
-    """A local mixture around the weighted draws, with a share of the prior."""
-    weights = normalize_log_weights(state.log_weights)
-    offset = float(random.uniform(rng_key))
-    rows = systematic_resample(weights, NUM_CENTRES, offset)
-    mixture = LocalMixture.fit(state.draws.u[rows], NUM_CENTRES)
-    return DefensiveMixture(mixture, simulator.prior_draws)
+    def __init__(self, simulator: Simulator, size: int) -> None:
+        self.simulator = simulator
+        self.has_var = simulator.table.has_var
+        self.size = size
 
+    def init(self, rng_key: jax.Array) -> PopulationState:
+        """Draws of the prior."""
+        draw_key, sim_key, key = random.split(rng_key, 3)
+        prior = self.simulator.prior_draws(draw_key, self.size)
+        draws = self.simulator(prior, sim_key)
+        return PopulationState(
+            draws,
+            draws.log_start[None],
+            np.array([self.size]),
+            (None,),
+            Position.start_of(draws, self.simulator.problem),
+            0,
+            0,
+            0,
+            key,
+        )
 
-def _add(
-    state: PopulationState, proposal: DefensiveMixture, draws: Draws
-) -> PopulationState:
-    """Add a round and forget the oldest, if there are too many."""
-    proposals = (*state.proposals, proposal)
-    old = np.concatenate([state.log_proposals, proposal.log_prob(state.draws)[None]])
-    new = np.stack(
-        [draws.log_prior if q is None else q.log_prob(draws) for q in proposals]
-    )
-    both, counts = state.draws.join(draws), np.append(state.counts, draws.num)
-    rows = np.concatenate([old, new], axis=1)
-    if len(proposals) > WINDOW:
-        kept = np.arange(counts[0], both.num)
-        both, rows = both.take(kept), rows[1:, kept]
-        proposals, counts = proposals[1:], counts[1:]
-    return state._replace(
-        draws=both, log_proposals=rows, counts=counts, proposals=proposals
-    )
+    def advance(self, state: PopulationState) -> PopulationState:
+        """One round: move on along the path, then draw and simulate there."""
+        before, wanted = state.position, ESS_SHARE * self.size
+        there = move_on(before, state.draws, state.log_q, self.has_var, wanted)
+        state = state._replace(
+            position=there,
+            num_rounds=state.num_rounds + 1,
+            num_last=state.num_last + there.is_at_the_law,
+            num_stalled=0 if has_moved(before, there) else state.num_stalled + 1,
+        )
+        return self._draw(state, self.size)
+
+    def refine(self, state: PopulationState) -> PopulationState:
+        """The multipliers once more, with a larger round at the law.
+
+        Noisy simulations are averaged over as many as it takes for the moments to be
+        the same with half of them.
+        """
+        simulator = self.simulator
+        if simulator.num_repeats == 1:
+            return self.solve(self._draw(state, 2 * self.size))
+        state = self.solve(self._draw(state, self.size, keeps=False))
+        lam = state.position.multipliers
+        while simulator.num_repeats < MAX_REPEATS:
+            bias = np.abs(noise_bias(state.draws, state.log_q, lam)).max()
+            if bias <= MAX_BIAS and simulator.num_repeats >= MIN_REPEATS:
+                break
+            key, sim_key = random.split(state.rng_key)
+            more = simulator(state.draws.u, sim_key)
+            draws = state.draws.with_repeats(more)
+            simulator.num_repeats *= 2
+            state = self.solve(state._replace(draws=draws, rng_key=key))
+            lam = state.position.multipliers
+        return state
+
+    def solve(self, state: PopulationState) -> PopulationState:
+        """Multipliers on the draws that there are."""
+        there = move_on(state.position, state.draws, state.log_q, self.has_var, 0.0)
+        return state._replace(position=there)
+
+    def fit_proposal(
+        self, state: PopulationState, rng_key: jax.Array
+    ) -> DefensiveMixture:
+        """A local mixture around the weighted draws, with a share of the prior."""
+        weights = normalize_log_weights(state.log_weights)
+        offset = float(random.uniform(rng_key))
+        rows = systematic_resample(weights, NUM_CENTRES, offset)
+        mixture = LocalMixture.fit(state.draws.u[rows])
+        return DefensiveMixture(mixture, self.simulator.prior_draws)
+
+    def _draw(
+        self, state: PopulationState, num: int, *, keeps: bool = True
+    ) -> PopulationState:
+        """A round of draws at the position, added to the others or in their place."""
+        fit_key, draw_key, sim_key, key = random.split(state.rng_key, 4)
+        proposal = self.fit_proposal(state, fit_key)
+        new = self.simulator(proposal.sample(draw_key, num), sim_key)
+        if keeps:
+            return state.with_draws(proposal, new)._replace(rng_key=key)
+        return state._replace(
+            draws=new,
+            log_proposals=proposal.log_prob(new)[None],
+            counts=np.array([num]),
+            proposals=(proposal,),
+            rng_key=key,
+        )

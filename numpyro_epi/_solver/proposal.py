@@ -11,15 +11,14 @@ prior (defensive mixture: Hesterberg 1995).
 """
 
 from collections.abc import Callable
-from functools import partial
+from math import lgamma, log, pi
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax, random
-from jax.scipy.special import gammaln, logsumexp
+from jax import random
 
+from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._solver.draws import Draws
 
 # Neighbours of a centre for each latent.
@@ -28,16 +27,17 @@ NUM_NEIGHBOURS = 5
 FREEDOM = 5.0
 # Squared width of a kernel in units of the local covariance.
 WIDTH = 0.5
-CHUNK = 500
+# Points whose density is taken at once.
+CHUNK = 1000
 # Of the prior in a mixture.
 PRIOR_SHARE = 0.05
 
 
 class LocalMixture(NamedTuple):
-    """A multivariate t around each centre; their number is fixed, for the compiler.
+    """A multivariate t around each centre.
 
     Attributes:
-        log_weights: of the centres, shape (m,); -inf for those that fill up.
+        log_weights: of the centres, shape (m,).
         centres: shape (m, D).
         factors: lower Cholesky factors of the scales, shape (m, D, D).
         inverses: of the factors, shape (m, D, D).
@@ -49,30 +49,46 @@ class LocalMixture(NamedTuple):
     inverses: np.ndarray
 
     @classmethod
-    def fit(cls, u: np.ndarray, num_centres: int) -> "LocalMixture":
+    def fit(cls, u: np.ndarray) -> "LocalMixture":
         """Around draws u, shape (n, D), resampled ones: a repeated draw weighs more."""
-        rows = np.linspace(0, len(u) - 1, min(len(u), num_centres)).astype(int)
-        u, counts = np.unique(
-            np.asarray(u, np.float64)[rows], axis=0, return_counts=True
-        )
-        num, dim = u.shape
+        u, counts = np.unique(np.asarray(u, np.float64), axis=0, return_counts=True)
         sd = np.maximum(u.std(axis=0), 1e-6)
         factors = sd[:, None] * np.linalg.cholesky(_local_covariances(u / sd))
-        fill = np.arange(num_centres) % num
-        log_weights = np.where(
-            np.arange(num_centres) < num, np.log(counts / counts.sum())[fill], -np.inf
-        )
-        parts = (log_weights, u[fill], factors[fill], np.linalg.inv(factors)[fill])
-        dtype = jnp.result_type(float)
-        return cls(*(np.asarray(part, dtype) for part in parts))
+        log_weights = np.log(counts / counts.sum())
+        return cls(log_weights, u, factors, np.linalg.inv(factors))
 
-    def sample(self, rng_key: jax.Array, num: int) -> jax.Array:
+    def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
         """Draws, shape (num, D), from each centre as often as its weight says."""
-        return _sample(self, rng_key, num)
+        dim = self.centres.shape[1]
+        weights = np.exp(self.log_weights)
+        rows = systematic_resample(weights / weights.sum(), num, rng.uniform())
+        normal = rng.normal(size=(num, dim))
+        chi = rng.chisquare(FREEDOM, size=(num, 1)) / FREEDOM
+        steps = np.einsum("nij,nj->ni", self.factors[rows], normal / np.sqrt(chi))
+        return rng.permutation(self.centres[rows] + steps)
 
-    def log_prob(self, u: jax.Array) -> np.ndarray:
+    def log_prob(self, u: np.ndarray) -> np.ndarray:
         """Log density at u, shape (n, D), float64."""
-        return np.asarray(_log_prob(self, jnp.asarray(u)), np.float64)
+        u = np.asarray(u, np.float64)
+        parts = [u[i : i + CHUNK] for i in range(0, len(u), CHUNK)]
+        return np.concatenate([self._log_prob(part) for part in parts])
+
+    def _log_prob(self, u: np.ndarray) -> np.ndarray:
+        num, dim = self.centres.shape
+        white = self.inverses.reshape(num * dim, dim) @ u.T
+        white -= np.einsum("mij,mj->mi", self.inverses, self.centres).reshape(-1, 1)
+        squares = (white.reshape(num, dim, len(u)) ** 2).sum(axis=1)
+        diagonals = np.diagonal(self.factors, axis1=1, axis2=2)
+        log_det = np.log(diagonals).sum(axis=1)
+        terms = -0.5 * (FREEDOM + dim) * np.log1p(squares / FREEDOM)
+        terms += (self.log_weights - log_det)[:, None]
+        top = terms.max(axis=0)
+        constant = (
+            lgamma((FREEDOM + dim) / 2)
+            - lgamma(FREEDOM / 2)
+            - 0.5 * dim * log(FREEDOM * pi)
+        )
+        return top + np.log(np.exp(terms - top).sum(axis=0)) + constant
 
 
 def _local_covariances(x: np.ndarray) -> np.ndarray:
@@ -88,40 +104,8 @@ def _local_covariances(x: np.ndarray) -> np.ndarray:
     return WIDTH * (local + 1e-3 * trace * np.eye(dim)) + 1e-12 * np.eye(dim)
 
 
-@partial(jax.jit, static_argnums=2)
-def _sample(mixture: LocalMixture, rng_key: jax.Array, num: int) -> jax.Array:
-    keys = random.split(rng_key, 4)
-    dim = mixture.centres.shape[1]
-    positions = (jnp.arange(num) + random.uniform(keys[0])) / num
-    edges = jnp.cumsum(jnp.exp(mixture.log_weights))
-    rows = jnp.searchsorted(edges / edges[-1], positions)
-    rows = random.permutation(keys[1], rows)
-    normal = random.normal(keys[2], (num, dim))
-    chi = random.chisquare(keys[3], FREEDOM, (num, 1)) / FREEDOM
-    factors, centres = mixture.factors[rows], mixture.centres[rows]
-    return centres + jnp.einsum("nij,nj->ni", factors, normal / jnp.sqrt(chi))
-
-
-@jax.jit
-def _log_prob(mixture: LocalMixture, u: jax.Array) -> jax.Array:
-    dim = mixture.centres.shape[1]
-    log_det = jnp.log(jnp.diagonal(mixture.factors, axis1=1, axis2=2)).sum(axis=1)
-    constant = (
-        gammaln((FREEDOM + dim) / 2)
-        - gammaln(FREEDOM / 2)
-        - 0.5 * dim * jnp.log(FREEDOM * jnp.pi)
-    )
-
-    def one(v: jax.Array) -> jax.Array:
-        white = jnp.einsum("mij,mj->mi", mixture.inverses, v - mixture.centres)
-        power = -0.5 * (FREEDOM + dim) * jnp.log1p((white**2).sum(axis=1) / FREEDOM)
-        return logsumexp(power - log_det + mixture.log_weights) + constant
-
-    return lax.map(one, u, batch_size=CHUNK)
-
-
 class DefensiveMixture(NamedTuple):
-    """A local mixture with a share of the prior.
+    """A local mixture with a share of what a search starts from: mostly the prior.
 
     Attributes:
         local: around draws of the law.
@@ -134,14 +118,15 @@ class DefensiveMixture(NamedTuple):
     def sample(self, rng_key: jax.Array, num: int) -> np.ndarray:
         """Draws, shape (num, D); those of the prior come last."""
         keys = random.split(rng_key)
+        rng = np.random.default_rng(np.asarray(random.key_data(keys[0])))
         num_prior = int(PRIOR_SHARE * num)
-        local = self.local.sample(keys[0], num - num_prior)
+        local = self.local.sample(rng, num - num_prior)
         prior = self.prior_draws(keys[1], num_prior)
-        return np.concatenate([np.asarray(local), prior])
+        return np.concatenate([local.astype(prior.dtype), prior])
 
     def log_prob(self, draws: Draws) -> np.ndarray:
-        """Log density of draws, whose log prior is known, shape (n,)."""
-        local = self.local.log_prob(jnp.asarray(draws.u, float))
+        """Log density of simulated draws, shape (n,)."""
+        local = self.local.log_prob(draws.u)
         return np.logaddexp(
-            np.log1p(-PRIOR_SHARE) + local, np.log(PRIOR_SHARE) + draws.log_prior
+            np.log1p(-PRIOR_SHARE) + local, np.log(PRIOR_SHARE) + draws.log_start
         )

@@ -3,45 +3,52 @@
 
 """How a run comes near its targets before the first epoch.
 
-By importance sampling from the prior on, if that leads there (`adaptive`); else by
-targets that move (`steer`), and importance sampling as soon as the guide is near.
+The exact law first, if it can be found; guides are then fitted to its draws. Else by
+targets that move (`steer`).
 """
 
-from typing import Any
+from functools import cached_property
 
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_epi._math.dual import solve_dual
 from numpyro_epi._math.importance import systematic_resample
-from numpyro_epi._train.adaptive import MAX_MISFIT, AdaptiveSampler, Found
+from numpyro_epi._solver.draws import Simulator
+from numpyro_epi._solver.law import Law, Standard, find_law
 from numpyro_epi._train.chunks import Evaluation
+from numpyro_epi._train.correction import Correction, weigh_to_law
 from numpyro_epi._train.engine import Engine
-from numpyro_epi._train.pilot import GradientHealth, choose_gradient
+from numpyro_epi._train.first_fit import WeightedDraws, fit_first
+from numpyro_epi._train.pilot import (
+    GradientHealth,
+    check_gradient,
+    choose_gradient,
+    why_distrusted,
+)
+from numpyro_epi._train.plateau import FAR_RATE, LARGE_GAP
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.schedule import gaps
 from numpyro_epi._train.simulations import Simulations
-from numpyro_epi._train.state import EPIState, choose_restarts
+from numpyro_epi._train.state import EPIState, PoolDraws, choose_restarts
 from numpyro_epi._train.steer import Way, steer
-from numpyro_epi._train.warm_start import WarmStart
 
-# Factor of the learning rate after a complete warm start. Not with one latent, whose
-# flow has no networks: lone parameters move slowly as it is.
-WARM_RATE = 0.5
+# Nats from the maximum beyond which a fitted guide is left for an untrained one.
+MAX_MISFIT = 20.0
 
 
 class Approach:
-    """Warm start, catching up on it later, and the way from afar.
+    """The laws of a run, guides that begin at them, and the way from afar.
 
     Args:
         engine: compiled functions.
         simulations: of the run.
 
     Attributes:
-        sampler: pools of simulated draws.
-        starts: how the warm start of each restart ended; empty before, None without.
-        bounds: estimated maximum of each restart's score, shape (R,): NaN if unknown,
-            infinite if the targets are far.
+        laws: of each restart; None if there is none to be had, as `reason` says.
+        reason: why there are no laws, in words; empty if there are.
+        bounds: log Z of each law, an upper bound on the scores of guides, shape (R,);
+            NaN without one.
+        bound_errors: standard errors of `bounds`, shape (R,).
+        scores: of the guides before the first epoch.
     """
 
     def __init__(self, engine: Engine, simulations: Simulations) -> None:
@@ -50,164 +57,199 @@ class Approach:
         self.problem = engine.problem
         self.simulations = simulations
         self.num_restarts = self.options.num_restarts
-        self.sampler = AdaptiveSampler(
-            engine, simulations.simulate_pool, simulations.next_keys
-        )
-        self.starts: list[Any] = []
-        # Dual solutions on the pools as they are now; `starts` has those of the report.
-        self.found: Found = []
+        self.laws: list[Law | None] = [None] * self.num_restarts
         self.bounds = np.full(self.num_restarts, np.nan)
+        self.bound_errors = np.full(self.num_restarts, np.nan)
+        self.scores: list[Scores] = []
+        self.reason = self._why_no_law()
+        if self.options.warm_start is True and self.reason:
+            raise ValueError(
+                f"`warm_start=True` needs a law to start from, but {self.reason}. Pass "
+                "`warm_start='auto'`."
+            )
+
+    def _why_no_law(self) -> str:
+        if self.options.schedule is not None:
+            return "the published algorithm has none"
+        if self.options.warm_start is False:
+            return "`warm_start` is False"
+        if not self.problem.can_start:
+            return "the priors of some latents are masked or scaled: they have no draws"
+        if not self.simulations.has_weights:
+            return "the noise of the log likelihood is too large for weights"
+        return ""
 
     @property
-    def wants_warm_start(self) -> bool:
-        """Whether to try one."""
-        if self.options.warm_start is False or self.options.schedule is not None:
-            return False
-        is_possible = (
-            self.engine.guide.has_fast_density
-            and self.problem.can_start
-            and self.simulations.has_weights
-        )
-        if self.options.warm_start is True and not is_possible:
-            raise ValueError(
-                "`warm_start=True` needs a guide with a fast density, latents whose "
-                "priors are not masked or scaled and a log likelihood without large "
-                "noise, which "
-                f"{self.engine.guide.name} on this model has not. "
-                "Use `numpyro_epi.guides.AutoRealNVP`, or `warm_start='auto'`."
-            )
-        return is_possible
+    def has_laws(self) -> np.ndarray:
+        """Which restarts have a law that a guide can start from, shape (R,)."""
+        return np.array([_is_law(law) for law in self.laws])
 
-    def warm_start(self, state: EPIState) -> EPIState:
-        """Adaptive importance sampling; restarts that fail keep an untrained guide."""
-        if not self.wants_warm_start:
-            self.starts = [None] * self.num_restarts
-            return state
-        found = self.sampler.start()
-        params, found, num_rounds = self.sampler.rounds(state.params, found)
-        self.found = found
-        num = self.simulations.seen.num_simulations
-        self.starts = [
-            WarmStart(solution, distance, num_rounds, num)
-            for solution, distance in found
-        ]
-        return self._start_state(state, params, self.starts)
-
-    def law_draws(self, num: int) -> np.ndarray | None:
-        """Draws of the law (R, n, D) from the pools, if a warm start has arrived."""
-        if not any(start is not None and start.is_complete for start in self.starts):
-            return None
-        rows = [systematic_resample(s.weights, num, 0.5) for s, _ in self.found]
-        return np.stack([p.u[r] for p, r in zip(self.sampler.pools, rows, strict=True)])
-
-    def catch_up(self, state: EPIState, ev: Evaluation) -> EPIState | None:
-        """A warm start from the guide, where there was none from the prior.
-
-        Once training has brought the guide near enough for its draws to be reweighted
-        to the targets, the rounds go on from there, and training starts afresh; with
-        the guide as it was, if the one that the rounds have fitted is far off.
+    def begin(self, state: EPIState, pilot_u: np.ndarray) -> EPIState:
+        """Find the laws, and fit guides to them; others stay untrained.
 
         Args:
-            state: after an epoch.
-            ev: draws of the averaged guide.
-
-        Returns:
-            The state to go on from, or None if no restart can catch up.
+            state: of untrained guides.
+            pilot_u: draws of the prior, shape (R, n, D).
         """
-        late = [
-            r
-            for r, start in enumerate(self.starts)
-            if start is not None and not start.is_complete and self._can_reweight(ev, r)
-        ]
-        if not late:
-            return None
-        self.found = self.sampler.round(state.average, self.found)
-        late = [r for r in late if self.found[r][1] == 0.0]
-        if not late:
-            return None
-        params, found, num_rounds = self.sampler.rounds(state.average, self.found)
-        self.found = found
-        for r in late:
-            self.starts[r] = WarmStart(
-                *found[r], num_rounds, self.simulations.seen.num_simulations
+        if self.reason:
+            return state
+        for r, key in enumerate(self.simulations.next_keys()):
+            self.laws[r] = find_law(
+                self.simulator,
+                key,
+                self.standard,
+                lambda: self._kind_of_moves(pilot_u[0]),
+                size=self.options.warm_start_size,
             )
-        fresh = self.simulations.init_state(state.rng_key)
-        fresh = self._start_state(fresh, params, self.starts)
-        _, scores = self.simulations.evaluate(
-            fresh.params, self.options.num_evaluation // 4
-        )
-        is_late = np.isin(np.arange(self.num_restarts), late)
-        is_new = is_late & ~self._is_misfit(fresh, scores)
-        fresh, state = self.engine.align(fresh, state)
-        state = choose_restarts(is_new, fresh, state, keep=("rng_key", "pool"))
-        return state._replace(
-            pool=fresh.pool,
-            multipliers=jnp.where(
-                is_late[:, None], fresh.multipliers, state.multipliers
-            ),
+        self.simulations.num_simulations += self.simulator.num_moves
+        return self._begin_at_laws(state)
+
+    @cached_property
+    def simulator(self) -> Simulator:
+        """Simulates draws of laws; all are noted."""
+        simulations = self.simulations
+        return Simulator(
+            self.engine.programs,
+            simulations.table,
+            simulations.num_repeats,
+            lambda *arrays: simulations.note(*(x[None] for x in arrays)),
         )
 
-    def _can_reweight(self, ev: Evaluation, r: int) -> bool:
-        """Whether draws of one restart have weights that meet all targets."""
-        is_valid = np.isfinite(ev.stats[r]).all(axis=-1)
-        log_w = ev.log_prior[r] + ev.log_likelihood[r] - ev.log_q[r]
-        log_w = np.where(is_valid & np.isfinite(log_w), log_w, -np.inf)
-        if not np.isfinite(log_w).any():
-            return False
-        solution = solve_dual(log_w, self.simulations.deviations(ev.stats[r]))
-        return solution.residual < 0.05 and solution.ess >= self.sampler.min_ess
+    @property
+    def standard(self) -> Standard:
+        """Of the verdict on laws."""
+        options, labels = self.options, self.simulations.table.labels
+        return Standard(options.tolerance, options.z_score, labels)
 
-    def _start_state(
-        self, state: EPIState, params: Any, starts: list[WarmStart]
-    ) -> EPIState:
-        """State at the end of the warm start."""
-        complete = np.array([s.is_complete for s in starts])
-        anchor = np.where(complete, self.options.anchor, 0.0)
-        rate = WARM_RATE if self.problem.num_latents > 1 else 1.0
-        is_noisy = self.simulations.is_noisy or self.simulations.is_likelihood_noisy
-        multipliers, pool, bounds = self.sampler.anchor(
-            [(s.solution, s.distance) for s in starts],
-            self.simulations.simulate_many if is_noisy else None,
+    def correct(self, ev: Evaluation, r: int) -> Correction | None:
+        """Final draws of a guide, weighted to its law, if that can be trusted."""
+        law = self.laws[r]
+        if law is None or not law.converged:
+            return None
+        key = self.simulations.next_keys()[r]
+        return weigh_to_law(law, self.standard, self.simulator, ev, r, key)
+
+    def _kind_of_moves(self, u: np.ndarray) -> str:
+        """Whether Markov chains have a use for gradients."""
+        if not self.problem.derivatives.has_any:
+            return "walk"
+        look = check_gradient(
+            self.problem,
+            self.engine.pilot,
+            u,
+            self.simulations.table.targets,
+            self.simulations.next_keys()[0],
         )
-        if self.options.anchor == 0.0:
-            pool = pool.empty  # no step shall pay for it
-        self.bounds = np.where(complete, bounds, np.nan)
-        return state._replace(
+        return "walk" if why_distrusted(look) else "hmc"
+
+    def law_draws(self, num: int) -> np.ndarray | None:
+        """Draws of the laws (R', n, D) of those restarts that have one, or None."""
+        laws = [law for law in self.laws if law is not None and _is_law(law)]
+        if not laws:
+            return None
+        draws = [WeightedDraws(law.pool.u, law.pool_weights) for law in laws]
+        return np.stack([part.take(num, 0.5) for part in draws])
+
+    def _begin_at_laws(self, state: EPIState) -> EPIState:
+        """State of guides that are fitted to the laws, with their multipliers."""
+        is_found = self.has_laws
+        if not is_found.any():
+            return state
+        found = [law for law in self.laws if law is not None and _is_law(law)]
+        # Those without one take any other's place, for the shape of arrays.
+        laws = [
+            law if law is not None and _is_law(law) else found[0] for law in self.laws
+        ]
+        multipliers = np.where(
+            is_found[:, None], np.stack([law.multipliers for law in laws]), 0.0
+        )
+        self.bounds = np.where(is_found, [law.log_normalizer for law in laws], np.nan)
+        self.bound_errors = np.array([law.log_normalizer_error for law in laws])
+        begun = state._replace(multipliers=jnp.asarray(multipliers, float))
+        if not self.engine.guide.has_fast_density:
+            return begun
+        draws = [WeightedDraws(law.pool.u, law.pool_weights) for law in laws]
+        params = fit_first(self.engine, state.params, draws, self.simulations.next_keys)
+        begun = begun._replace(
             params=params,
             average=params,
             cover=params,
             optim_state=self.engine.init_optim(params),
-            multipliers=jnp.asarray(multipliers, float),
-            pool=pool,
-            anchor=jnp.asarray(anchor, float),
-            rate=jnp.asarray(np.where(complete, rate, 1.0), float),
+            pool=self._anchors(laws),
+            anchor=jnp.asarray(np.where(is_found, self.options.anchor, 0.0), float),
         )
+        state, begun = self.engine.align(state, begun)
+        return choose_restarts(
+            is_found, begun, state, keep=("rng_key", "pool")
+        )._replace(pool=begun.pool)
+
+    def _anchors(self, laws: list[Law]) -> PoolDraws:
+        """Draws that a guide has to cover, with their density where that is known."""
+        num = self.options.warm_start_size if self.options.anchor > 0 else 0
+        parts = []
+        for law in laws:
+            rows = systematic_resample(law.pool_weights, max(num, 1), 0.5)[:num]
+            draws = law.pool.take(rows)
+            log_model = draws.log_prior + draws.log_likelihood
+            parts.append((draws.u, log_model, draws.deviations))
+        arrays = (jnp.asarray(np.stack(x), float) for x in zip(*parts, strict=True))
+        pool = PoolDraws(*arrays)
+        return pool.without_density if self.simulations.num_repeats > 1 else pool
 
     def steer(self, state: EPIState, stat_gradient: str) -> EPIState:
-        """Without a good warm start, lead the guide to its targets gradually."""
+        """Where the guides are; those without a law are led to their targets."""
+        state = self._look(state)
         if self.options.schedule is not None:
             return state
-        num = self.options.num_evaluation // 4
-        ev, scores = self.simulations.evaluate(state.params, num)
-        complete = np.array([s is not None and s.is_complete for s in self.starts])
-        is_misfit = complete & self._is_misfit(state, scores)
-        found = state.multipliers
+        is_misfit = self.gaps > MAX_MISFIT
         if is_misfit.any():
             # In tens of dimensions weighted draws tell the multipliers, but not a flow.
-            state = self._start_over(state, is_misfit)
-            complete &= ~is_misfit
-            ev, scores = self.simulations.evaluate(state.params, num)
-        violation = np.stack([s.violation for s in scores])
-        state = state._replace(running=jnp.asarray(violation, float))
-        is_far = ~complete & (np.abs(violation) >= 1.0).any(axis=1)
-        if is_far.any():
-            state = self._lead(state, ev, is_far, stat_gradient)
-        if self.wants_warm_start and (is_far & ~is_misfit).any():
-            # Not even importance sampling led there: unless it still does, take time.
-            self.bounds = np.where(is_far & ~is_misfit, np.inf, self.bounds)
-        return state._replace(
-            multipliers=jnp.where(is_misfit[:, None], found, state.multipliers)
+            state = self._look(self._start_over(state, is_misfit))
+        is_far = ~self.has_laws | is_misfit | (not self.engine.guide.has_fast_density)
+        is_far &= np.stack([np.abs(s.violation) >= 1.0 for s in self.scores]).any(
+            axis=1
         )
+        if is_far.any():
+            found = state.multipliers
+            state = self._look(
+                self._lead(state, self._evaluation, is_far, stat_gradient)
+            )
+            is_found = self.has_laws[:, None]
+            state = state._replace(
+                multipliers=jnp.where(is_found, found, state.multipliers)
+            )
+        is_slow = self.gaps > LARGE_GAP
+        return state._replace(
+            rate=jnp.where(is_slow, FAR_RATE, state.rate),
+            anchor=jnp.where(is_slow, 0.0, state.anchor),
+            pool=state.pool.empty if is_slow.all() else state.pool,
+        )
+
+    def _look(self, state: EPIState) -> EPIState:
+        """Draws of the guides as they are: `scores`, and what these violate."""
+        num = self.options.num_evaluation // 4
+        self._evaluation, self.scores = self.simulations.evaluate(state.params, num)
+        violation = np.stack([s.violation for s in self.scores])
+        return state._replace(running=jnp.asarray(np.nan_to_num(violation), float))
+
+    @property
+    def gaps(self) -> np.ndarray:
+        """Nats that each guide has to gain, shape (R,); NaN where that is not known."""
+        multipliers = self.law_multipliers(np.zeros(()))
+        scores = [
+            s.log_likelihood - s.divergence - lam @ s.violation
+            for s, lam in zip(self.scores, multipliers, strict=True)
+        ]
+        return self.bounds - np.array(scores)
+
+    def law_multipliers(self, others: np.ndarray) -> np.ndarray:
+        """Those of each law, or others where there is none, shape (R, K)."""
+        shape = (self.num_restarts, self.simulations.table.num_constraints)
+        found = np.broadcast_to(np.asarray(others, np.float64), shape).copy()
+        for r, law in enumerate(self.laws):
+            if law is not None and _is_law(law):
+                found[r] = law.multipliers
+        return found
 
     def _lead(
         self, state: EPIState, ev: Evaluation, is_far: np.ndarray, stat_gradient: str
@@ -229,20 +271,16 @@ class Approach:
         )
         return state
 
-    def _is_misfit(self, state: EPIState, scores: list[Scores]) -> np.ndarray:
-        """Which guides are far from the law that they were fitted to, shape (R,)."""
-        return gaps(self.bounds, scores, np.asarray(state.multipliers)) > MAX_MISFIT
-
     def _start_over(self, state: EPIState, is_misfit: np.ndarray) -> EPIState:
         """Untrained guides instead of some; what importance sampling found stays."""
         fresh = self.simulations.init_state(state.rng_key)
         fresh, state = self.engine.align(fresh, state)
-        kept = ("rng_key", "pool")
+        kept = ("rng_key", "pool", "multipliers")
         return choose_restarts(is_misfit, fresh, state, keep=kept)
 
     def choose_gradient(self, state: EPIState, pilot_u: np.ndarray) -> GradientHealth:
         """Look at the statistics where the guide is now."""
-        if self.wants_warm_start:
+        if not self.reason:
             keys = self.simulations.next_keys()
             u = self.engine.chunks.draws(state.params, keys, 2000)[0][0]
         else:
@@ -257,7 +295,11 @@ class Approach:
             can_score=self.engine.guide.has_fast_density,
             # Draws used again and again would be chosen by the luck of their noise.
             can_replay=not self.simulations.is_likelihood_noisy
-            and all(s is not None and s.is_complete for s in self.starts),
+            and bool(self.has_laws.all()),
             masks_invalid=self.options.on_invalid == "mask",
             leaves_out=self.options.leaves_out,
         )
+
+
+def _is_law(law: Law | None) -> bool:
+    return law is not None and law.is_usable

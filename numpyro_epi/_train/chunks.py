@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random, vmap
 
+from numpyro_epi._model.problem import Problem, Simulation
 from numpyro_epi._train.guide import GuideFunctions, Params
-from numpyro_epi._train.problem import Problem, Simulation
 
 # Simulations at once on a CPU: as many as keep the largest array within so many bytes.
 CACHE_BYTES, MIN_BATCH = 2**20, 16

@@ -5,7 +5,7 @@
 
 A flow whose law lies across the cut of a circle has two halves at the ends of its
 coordinate. So, before anything else, draws are simulated and weighted to the targets,
-as at the start of the warm start. One half comes from the prior, in the other half the
+as a search for the law begins. One half comes from the prior, in the other half the
 angles with a fixed prior are uniform: a law may lie where its prior is rare. Weights
 may be rough, since nothing but the place of a cut depends on them.
 """
@@ -18,12 +18,14 @@ import numpy as np
 
 from numpyro_epi._charts import Charted, find_centre
 from numpyro_epi._math.constraints import deviations
+from numpyro_epi._math.importance import mixture_log_density, normalize_log_weights
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._sites import Latent
+from numpyro_epi._solver.draws import Draws
+from numpyro_epi._solver.path import Position, move_on
 from numpyro_epi._train.chunks import Chunks
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.status import plain_solver_errors
-from numpyro_epi._train.warm_start import Pool, solve_pool
 
 # Most draws, and how many of them the weights must be worth on the way to the targets.
 NUM_DRAWS, MIN_ESS = 4000, 50.0
@@ -80,10 +82,16 @@ def _weighted_draws(
     table = problem.table.with_scale(stats[is_valid])
     known = jnp.asarray(np.where(is_valid[:, None], stats, 0.0))
     devs = np.asarray(deviations(known, table.targets, table.has_var))
-    pool = Pool(u[0], sim.log_prior[0], log_lik, devs, is_valid)
-    pool.log_proposals = [pool.log_prior, pool.log_prior - log_ratio]
-    pool.counts = [half, num - half]
-    return u[0], solve_pool(pool, MIN_ESS, None, table.has_var)[0].weights
+    log_prior = np.where(is_valid, sim.log_prior[0], 0.0)
+    known_lik = np.where(is_valid, log_lik, 0.0)
+    draws = Draws(u[0], log_prior, log_prior, known_lik[None], devs[None], is_valid)
+    rows = np.stack([log_prior, log_prior - np.where(is_valid, log_ratio, 0.0)])
+    log_q = mixture_log_density(rows, np.array([half, num - half]))
+    here = Position.start_of(draws, problem)
+    for _ in range(2):  # the data, then the targets
+        here = move_on(here, draws, log_q, table.has_var, MIN_ESS)
+    log_w = draws.log_density(here.temperature, here.multipliers) - log_q
+    return u[0], normalize_log_weights(log_w)
 
 
 def _spread(

@@ -18,13 +18,15 @@ import optax
 from jax import lax, vmap
 
 from numpyro_epi._math.constraints import Targets
+from numpyro_epi._model.problem import Problem
+from numpyro_epi._solver.draws import Programs
+from numpyro_epi._solver.law import PARTICLES
 from numpyro_epi._train.chunks import Chunks
 from numpyro_epi._train.fit import Fit, make_fit
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.lapack import warn_of_deadlock
 from numpyro_epi._train.optim import in_weights
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.problem import Problem
 from numpyro_epi._train.slopes import make_pilot
 from numpyro_epi._train.state import EPIState, Memory, PoolDraws, StepInfo
 from numpyro_epi._train.step import (
@@ -148,11 +150,6 @@ class Engine:
             cover=params,
             rng_key=keys,
             num_steps=jnp.zeros((num_restarts,), jnp.int32),
-            horizon=jnp.full(
-                (num_restarts,),
-                self.options.num_epochs * self.options.num_steps,
-                dtype=float,
-            ),
         )
 
     @property
@@ -167,6 +164,12 @@ class Engine:
     def init_params(self) -> Callable[[jax.Array], Params]:
         """Fresh parameters for keys of shape (R,)."""
         return jax.jit(vmap(self.guide.init))
+
+    @cached_property
+    def programs(self) -> Programs:
+        """Of searches for the law."""
+        size = self.options.warm_start_size
+        return Programs(self.problem, max(int(PARTICLES * size), MIN_CHUNK))
 
     @cached_property
     def init_optim(self) -> Callable[[Params], Any]:

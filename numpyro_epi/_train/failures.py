@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._train.status import (
     InvalidStatisticError,
     first_invalid_label,

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from numpyro_epi._train.problem import Simulation
+from numpyro_epi._model.problem import Simulation
 
 
 def is_finite(sim: Simulation) -> jax.Array:

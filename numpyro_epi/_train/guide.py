@@ -17,7 +17,7 @@ from numpyro.infer import autoguide
 
 from numpyro_epi._charts import charts
 from numpyro_epi._math.lattice import shifted_lattice
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model.problem import Problem
 from numpyro_epi.handlers import noise
 
 Params = dict[str, Any]

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import random, vmap
 
-from numpyro_epi._train.cost import inner_programs
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model.cost import inner_programs
+from numpyro_epi._model.problem import Problem
 
 # Operations of each call, as multiples of rows x columns x the smaller of them.
 LAPACK = {

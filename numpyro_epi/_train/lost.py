@@ -29,6 +29,12 @@ def why_lost(
         scores: of the last draws of the restart.
         multipliers: its multipliers, scaled units, shape (K,).
     """
+    found = why_model_lost(simulations, scores)
+    return found or _why_guide_lost(simulations, scores, multipliers)
+
+
+def why_model_lost(simulations: Simulations, scores: Scores) -> str | None:
+    """Why nothing that is said of the model holds, its law included."""
     if simulations.problem.has_likelihood:
         dtype = np.dtype(simulations.log_likelihood_dtype)
         loss = log_likelihood_loss(scores.log_likelihood, dtype)
@@ -46,6 +52,12 @@ def why_lost(
             f"sites {[site.name for site in simulations.problem.sites]}, and "
             "`numpyro.factor` for what is no distribution."
         )
+    return None
+
+
+def _why_guide_lost(
+    simulations: Simulations, scores: Scores, multipliers: np.ndarray
+) -> str | None:
     labels = simulations.table.labels
     bad = np.flatnonzero(~np.isfinite(multipliers))
     if bad.size:

@@ -36,6 +36,15 @@ def _check_choice(name: str, value: Any, choices: tuple) -> None:
         raise ValueError(f"`{name}` must be one of {listed}, but got {value!r}.")
 
 
+# Options of earlier versions, and what to do instead.
+GONE = {
+    "warm_start_rounds": "The search for the law ends by itself; `warm_start_size` "
+    "makes it shorter",
+    "penalty_growth": "The penalty stays what it is: pass `penalty`",
+    "max_penalty": "The penalty stays what it is: pass `penalty`",
+}
+
+
 @dataclass(frozen=True)
 class PublishedSchedule:
     """The augmented-Lagrangian schedule of the original paper, for reproduction.
@@ -85,7 +94,7 @@ class Options:
     """Settings of a run; see `EPI` for their meaning."""
 
     num_particles: int = 1000
-    num_epochs: int = 10
+    num_epochs: int = 30
     num_steps: int = 200
     num_restarts: int = 1
     num_evaluation: int = 20_000
@@ -94,11 +103,8 @@ class Options:
     z_score: float = 1.645
     learning_rate: float = 1e-3
     penalty: float = 1.0
-    penalty_growth: float = 2.0
-    max_penalty: float = 2.0
     warm_start: str | bool = "auto"
     warm_start_size: int = 10_000
-    warm_start_rounds: int = 12
     anchor: float = 1.0
     stat_gradient: str = "auto"
     schedule: PublishedSchedule | None = None
@@ -107,7 +113,7 @@ class Options:
     mesh: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "num_steps", "num_restarts", "warm_start_rounds"):
+        for name in ("num_epochs", "num_steps", "num_restarts"):
             _check_count(name, getattr(self, name))
         _check_count("num_particles", self.num_particles, 4)
         _check_count("num_evaluation", self.num_evaluation, 100)
@@ -117,20 +123,15 @@ class Options:
                 "`num_particles` must be even, because the penalty gradient needs two "
                 f"equal halves, but got {self.num_particles}."
             )
-        for name in ("tolerance", "z_score", "learning_rate", "penalty", "max_penalty"):
+        for name in ("tolerance", "z_score", "learning_rate", "penalty"):
             _check_positive(name, getattr(self, name))
         _check_positive("anchor", self.anchor, allow_zero=True)
         _check_positive("gap_tolerance", self.gap_tolerance, allow_zero=True)
-        _check_positive("penalty_growth", self.penalty_growth)
         _check_choice("warm_start", self.warm_start, ("auto", True, False))
         gradients = ("auto", "reverse", "forward", "score", "replay")
         _check_choice("stat_gradient", self.stat_gradient, gradients)
         _check_choice("on_invalid", self.on_invalid, ("auto", "raise", "mask"))
         _check_choice("progress_bar", self.progress_bar, (True, False))
-        if self.penalty_growth < 1:
-            raise ValueError(
-                f"`penalty_growth` must be at least 1, but got {self.penalty_growth!r}."
-            )
         self._check_mesh()
         if self.schedule is not None and not isinstance(
             self.schedule, PublishedSchedule

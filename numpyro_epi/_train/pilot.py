@@ -21,7 +21,7 @@ import numpy as np
 from jax import random
 
 from numpyro_epi._math.constraints import Targets
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model.problem import Problem
 
 # A wrong pathwise gradient is one that misses this share of the true one...
 MISSED_SHARE = 0.2
@@ -200,7 +200,7 @@ def choose_gradient(
         return GradientHealth("score", f"{why} that edge", *seen)
     if requested != "auto":
         return GradientHealth(requested, "as requested", *seen)
-    reason = _distrust(look)
+    reason = why_distrusted(look)
     if reason and can_score:
         return GradientHealth("score", reason, *seen)
     is_forward = cost.has_loop and problem.num_latents <= MAX_FORWARD_LATENTS
@@ -221,7 +221,7 @@ def is_dear(problem: Problem) -> bool:
     return is_small and problem.cost.num_operations >= MIN_REPLAY_OPERATIONS
 
 
-def _distrust(look: PilotLook) -> str:
+def why_distrusted(look: PilotLook) -> str:
     """Why derivatives cannot be trusted, if they cannot."""
     if look.non_finite > MAX_NON_FINITE:
         return f"{look.non_finite:.1%} of the derivatives are not finite"

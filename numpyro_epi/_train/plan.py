@@ -3,7 +3,7 @@
 
 """How many simulations will a run make, and how long will it take? A rough estimate.
 
-Counted from the options: a warm start of a typical number of rounds, then all epochs.
+Counted from the options: a search for the law of a typical length, then epochs.
 Runs that are near their maximum early make fewer epochs, those that are far from it or
 have a way to go make up to three times as many; hence "about".
 """
@@ -12,14 +12,18 @@ from typing import NamedTuple
 
 from jax import random
 
-from numpyro_epi._train.cost import Cost
+from numpyro_epi._model.cost import Cost
 from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.first_fit import NUM_CHUNKS
 from numpyro_epi._train.fit import DECAYS, FIT_BATCH, FIT_CHUNK
+from numpyro_epi._train.options import Options
 from numpyro_epi._train.runner import REPLAY_SHARE
 from numpyro_epi._train.simulations import NUM_PILOT, NUM_REPEATS
 
-# Rounds of a typical warm start, and chunks of fits before each and after the last.
-ROUNDS, ROUND_CHUNKS, LAST_CHUNKS = 2, 8, 20
+# Draws of a typical search for a law, in units of its size.
+LAW_DRAWS = 2.8
+# Epochs of a typical run.
+EPOCHS = 10
 # Passes through a simulator or a guide that a derivative in reverse mode is worth.
 REVERSE_FACTOR = 4.0
 # Scalar operations of a guide per second, on a machine that has nothing else to do, and
@@ -58,10 +62,9 @@ def plan(engine: Engine, gradient: str, seconds_each: float, *, is_noisy: bool) 
     between, in_steps = count_simulations(engine, gradient, is_noisy=is_noisy)
     factor = {"reverse": REVERSE_FACTOR, "forward": 1.0 + engine.problem.num_latents}
     work = between + factor.get(gradient, 1.0) * in_steps
-    steps = options.num_epochs * options.num_steps * options.num_particles
-    if _starts_warm(engine):
-        chunks = ROUNDS * ROUND_CHUNKS + len(DECAYS) * LAST_CHUNKS
-        steps += chunks * FIT_CHUNK * FIT_BATCH
+    steps = _epochs(options) * options.num_steps * options.num_particles
+    if _has_law(engine):
+        steps += len(DECAYS) * NUM_CHUNKS * FIT_CHUNK * FIT_BATCH
     params = engine.guide.init(random.key(0))
     draw = Cost.of(lambda key: engine.guide.sample(params, key, 1), random.key(0))
     training = REVERSE_FACTOR * steps * draw.num_operations / GUIDE_SPEED
@@ -76,11 +79,10 @@ def count_simulations(
 ) -> tuple[int, int]:
     """Simulations between gradient steps, and in them, of all restarts."""
     options = engine.options
-    num_repeats = 2 if is_noisy else 1
-    between = num_repeats * min(NUM_PILOT, options.warm_start_size)
-    if _starts_warm(engine):
-        between += num_repeats * (2 + ROUNDS) * options.warm_start_size
-        between += NUM_REPEATS * options.warm_start_size // 2 * is_noisy
+    between = (1 + is_noisy) * min(NUM_PILOT, options.warm_start_size)
+    if _has_law(engine):
+        num_repeats = NUM_REPEATS if is_noisy else 1
+        between += num_repeats * int(LAW_DRAWS * options.warm_start_size)
     if options.schedule is None:
         between += options.num_evaluation // 4
     each, in_steps = max(options.num_evaluation // 4, options.num_particles), 0
@@ -88,12 +90,17 @@ def count_simulations(
         each = max(int(REPLAY_SHARE * options.num_evaluation), options.num_particles)
         between += each
     else:
-        in_steps = options.num_epochs * options.num_steps * options.num_particles
-    between += options.num_epochs * each + options.num_evaluation
+        in_steps = _epochs(options) * options.num_steps * options.num_particles
+    between += _epochs(options) * each + options.num_evaluation
     return options.num_restarts * between, options.num_restarts * in_steps
 
 
-def _starts_warm(engine: Engine) -> bool:
+def _epochs(options: Options) -> int:
+    """How many a run takes, typically."""
+    return options.num_epochs if options.schedule else min(options.num_epochs, EPOCHS)
+
+
+def _has_law(engine: Engine) -> bool:
     return (
         engine.options.warm_start is not False
         and engine.options.schedule is None

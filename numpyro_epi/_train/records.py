@@ -8,12 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
-from numpyro_epi._math.dual import DualSolution
+from numpyro_epi._solver.law import Law
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.pilot import GradientHealth
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus
-from numpyro_epi._train.warm_start import WarmStart
 
 
 class Scores(NamedTuple):
@@ -64,8 +63,8 @@ class RunOutcome(NamedTuple):
     evaluation: Evaluation
     scores: list[Scores]
     table: ConstraintTable
-    duals: list[DualSolution | None]
-    warm_starts: list[WarmStart | None]
+    laws: list[Law | None]
+    law_reason: str
     gradient: GradientHealth
     status: list[EPIStatus]
     messages: list[str]

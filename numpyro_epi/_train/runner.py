@@ -8,41 +8,34 @@ before the first epoch and `verdict` after the last one.
 """
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._train.agreement import NUM_DRAWS, Agreement
 from numpyro_epi._train.approach import Approach
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.plateau import KEPT, Plateau, is_met, merits
 from numpyro_epi._train.progress import Progress
 from numpyro_epi._train.published import train_published
 from numpyro_epi._train.records import EpochRecord, RunOutcome, Scores
 from numpyro_epi._train.replay import Replay
-from numpyro_epi._train.schedule import (
-    NUM_LAST_EPOCHS,
-    end_after,
-    has_diverged,
-    is_met,
-    is_near,
-    law_multipliers,
-    retreat,
-    take_time,
-    update_duals,
-)
 from numpyro_epi._train.simulations import Simulations
-from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.state import EPIState, choose_restarts
 from numpyro_epi._train.status import EPIStatus
-from numpyro_epi._train.verdict import final_duals, final_verdict
+from numpyro_epi._train.verdict import final_verdict
 
 # Share of the evaluation draws that judges an epoch whose draws are replayed.
 REPLAY_SHARE = 0.5
-# Epochs after which the distance to the maximum is judged, if it is not huge before.
+# Share of the tolerance beyond which a violation is worth another epoch.
+NEAR = 0.4
+# Epochs after which simulations have shown the range of a statistic.
 FIRST_LOOK = 3
-# Epochs that may be taken back.
-MAX_RETREATS = 3
 
 
 class Runner:
@@ -62,8 +55,6 @@ class Runner:
         self.start = time.perf_counter()
         self.records: list[EpochRecord] = []
         self.state: Any = None
-        self.last_evaluation: Any = None
-        self.judged: list[Scores] = []
         self.final: tuple[Evaluation, list[Scores]] | None = None
         num_replayed = int(self.options.num_evaluation * REPLAY_SHARE)
         self.replay = Replay(engine, max(num_replayed, self.options.num_particles))
@@ -74,79 +65,59 @@ class Runner:
         `self.state` and `self.records` are whole after each epoch: an interrupt loses
         no more than the epoch that it interrupts.
         """
-        num_epochs = self.options.num_epochs
-        num_extensions, num_retreats, is_early, has_looked = 0, 0, False, False
-        fresh: EPIState | None = None
-        start = 0
-        while len(self.records) < num_epochs:
-            before = self.state
-            record = self.run_epoch(stat_gradient, progress)
-            is_lost = self._judge(record)
-            self.state = update_duals(
-                self.state, self.records, self.options, self.simulations.shares
-            )
-            if is_lost.any() and num_retreats < MAX_RETREATS:
-                self.state = retreat(is_lost, before, self.state)
-                num_retreats += 1
-                num_epochs += 1
-                continue
-            if fresh is None:
-                fresh = self.approach.catch_up(self.state, self.last_evaluation)
-                if fresh is not None:
-                    self.state = fresh
-                    self.replay.epochs.clear()
-                    start = len(self.records)
-                    num_epochs = start + self.options.num_epochs
-                    has_looked = False
-            problem = self.simulations.seen.unreachable(self.simulations.table)
-            if problem is not None and len(self.records) >= 3:
-                return [(EPIStatus.UNREACHABLE, problem)] * self.num_restarts
-            num_since = len(self.records) - start
-            is_first = num_since < FIRST_LOOK
-            if 0 < num_since < num_epochs - start and not has_looked:
-                self.state, factor = take_time(
-                    self.state, self.approach.bounds, record, is_first=is_first
-                )
-                has_looked = factor > 1 or not is_first
-                num_epochs = max(num_epochs, start + factor * self.options.num_epochs)
-            early = len(self.records) + NUM_LAST_EPOCHS
-            if not is_early and early < num_epochs:
-                is_early = is_near(self.approach.bounds, record, self.options)
-                if is_early:
-                    num_epochs = early
-                    self.state = end_after(self.state, early, self.options)
-            # A run that was cut short and is not good gets its epochs back first.
-            if len(self.records) < num_epochs or num_extensions == 1 + is_early:
-                continue
-            if not self._is_good(record):
-                num_extensions += 1
-                num_epochs += max(self.options.num_epochs // 2, 1)
-                self.state = self.state._replace(horizon=1.5 * self.state.horizon)
+        plateau = Plateau.start(self.state, *self._look(self.approach.scores))
+        try:
+            while len(self.records) < self.options.num_epochs:
+                record = self.run_epoch(stat_gradient, progress)
+                merit = self._look(record.scores)[1]
+                self.state = self._add_violation(record)
+                problem = self.simulations.seen.unreachable(self.simulations.table)
+                if problem is not None and len(self.records) >= FIRST_LOOK:
+                    return [(EPIStatus.UNREACHABLE, problem)] * self.num_restarts
+                before = plateau
+                plateau, self.state = before.after(self.state, record.scores, merit)
+                is_new = (plateau.merit > before.merit).any() or not self.records[1:]
+                if is_new and self._is_near(plateau):
+                    self.final = self._evaluate_finally(plateau)
+                    _, scores = self.final
+                    plateau = plateau.with_scores(*self._look(scores))
+                    if all(is_met(s, self.options).all() for s in scores):
+                        break
+                    self.final = None
+                if plateau.is_over:
+                    break
+        finally:
+            everyone = np.ones(self.num_restarts, bool)
+            self.state = choose_restarts(everyone, plateau.best, self.state, keep=KEPT)
         return None
 
-    def _judge(self, record: EpochRecord) -> np.ndarray:
-        """Which restarts the epoch has ruined; its draws are then not used again."""
-        if not self.judged:
-            self.judged = list(record.scores)
-            return np.zeros(self.num_restarts, bool)
-        is_lost = has_diverged(self.state, self.judged, record)
-        if is_lost.any() and self.replay.epochs:
-            self.replay.epochs.pop()
-        self.judged = [
-            old if lost else new
-            for old, new, lost in zip(self.judged, record.scores, is_lost, strict=True)
-        ]
-        return is_lost
+    def _look(self, scores: Sequence[Scores]) -> tuple[Sequence[Scores], np.ndarray]:
+        """Scores, and the merits of the guides that have them."""
+        multipliers = self.approach.law_multipliers(self.state.multipliers)
+        return scores, merits(scores, multipliers, self.options.tolerance)
 
-    def _is_good(self, record: EpochRecord) -> bool:
-        """Whether a restart has converged, by the last epoch and by the final draws."""
-        if not any(is_met(s, self.options).all() for s in record.scores):
+    def _add_violation(self, record: EpochRecord) -> EPIState:
+        """To each guide's own multipliers, penalty times what it violates is added."""
+        violation = np.nan_to_num([s.violation for s in record.scores])
+        change = np.asarray(self.state.penalty) * np.clip(violation, -1.0, 1.0)
+        return self.state._replace(
+            multipliers=self.state.multipliers + jnp.asarray(change, float)
+        )
+
+    def _is_near(self, plateau: Plateau) -> bool:
+        """Whether the best guides may be within the tolerances of their maximum."""
+        if self.options.gap_tolerance == 0.0:
             return False
-        final = self.simulations.evaluate_finally(self.state.average, is_decided=False)
-        if not any(is_met(s, self.options).all() for s in final[1]):
+        gaps = self.approach.bounds - plateau.merit
+        noise = 2.0 * self.approach.bound_errors
+        if not (gaps - noise < self.options.gap_tolerance).all():
             return False
-        self.final = final
-        return True
+        limit = NEAR * self.options.tolerance
+        return all(np.abs(s.violation).max() <= limit for s in plateau.scores)
+
+    def _evaluate_finally(self, plateau: Plateau) -> tuple[Evaluation, list[Scores]]:
+        average = plateau.best.average
+        return self.simulations.evaluate_finally(average, is_decided=False)
 
     def run_epoch(self, stat_gradient: str, progress: Progress) -> EpochRecord:
         """Steps, then a look at the averaged guide with many more particles."""
@@ -168,7 +139,6 @@ class Runner:
         num = options.num_evaluation if is_last else options.num_evaluation // 4
         num = self.replay.num_draws if replays else max(num, options.num_particles)
         ev, scores = self.simulations.evaluate(state.average, num)
-        self.last_evaluation = ev
         if replays:
             self.replay.epochs.append((state.average, ev))
         violation = np.asarray(infos.violation)[options.num_steps // 2 :].mean(axis=0)
@@ -190,13 +160,13 @@ class Runner:
         progress.show(record)
         return record
 
-    def _start(self, agreement: Agreement) -> EPIState:
-        """The state after a warm start, with targets that agree with each other."""
+    def _start(self, agreement: Agreement, pilot_u: np.ndarray) -> EPIState:
+        """The state after the search for the law, with targets that agree."""
         while True:
             self.approach = Approach(self.engine, self.simulations)
             keys = self.simulations.next_keys()
             fresh = self.simulations.init_state(keys)
-            state = self.approach.warm_start(fresh)
+            state = self.approach.begin(fresh, pilot_u)
             if not agreement.must_start_over(self.approach.law_draws(NUM_DRAWS)):
                 return state
 
@@ -212,14 +182,14 @@ class Runner:
         simulations = self.simulations
         pilot_u = simulations.pilot()
         agreement = Agreement(self.engine, simulations)
-        state = self._start(agreement)
+        state = self._start(agreement, pilot_u)
         gradient = self.approach.choose_gradient(state, pilot_u)
         self.state = state
         ended = None
         with Progress(self.options) as progress:
             self.state = self.approach.steer(state, gradient.choice)
             while agreement.must_start_over(self._guide_draws(agreement)):
-                state = self._start(agreement)
+                state = self._start(agreement, pilot_u)
                 self.state = self.approach.steer(state, gradient.choice)
             self.state = self.state._replace(penalty=simulations.penalty)
             agreement.warn()
@@ -230,8 +200,6 @@ class Runner:
         if progress.interrupted:
             stopped = (EPIStatus.INTERRUPTED, "Stopped from the keyboard.")
             ended = [stopped] * self.num_restarts
-        if self.records and self.options.schedule is None:
-            self.state = law_multipliers(self.state, self.records[-1])
         state = self.state._replace(memory=self.engine.empty_memory)
         if self.final is None:
             is_decided = ended is not None
@@ -240,13 +208,13 @@ class Runner:
             )
         simulations.failures.tell()
         ev, scores = self.final
-        duals = final_duals(simulations, self.approach.sampler, state, ev)
         verdicts = [
             final_verdict(
                 simulations,
                 s,
                 None if ended is None else ended[r],
                 np.asarray(state.multipliers[r]),
+                partial(self.approach.correct, ev, r),
             )
             for r, s in enumerate(scores)
         ]
@@ -259,8 +227,8 @@ class Runner:
             evaluation=ev,
             scores=scores,
             table=simulations.table,
-            duals=duals,
-            warm_starts=self.approach.starts,
+            laws=self.approach.laws,
+            law_reason=self.approach.reason,
             gradient=gradient,
             status=[v[0] for v in verdicts],
             messages=[v[1] for v in verdicts],

@@ -12,22 +12,21 @@ from jax import random
 
 from numpyro_epi._math.constraints import deviations
 from numpyro_epi._math.convergence import violation_with_error
-from numpyro_epi._math.noisy import MAX_VARIANCE, MIN_REPEATS, Averager
+from numpyro_epi._math.noisy import MAX_VARIANCE, MIN_REPEATS
 from numpyro_epi._train.chunks import Evaluation, split_keys
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.failures import Failures
 from numpyro_epi._train.pilot import MIN_REPLAY_OPERATIONS
+from numpyro_epi._train.plateau import is_met, is_within
 from numpyro_epi._train.precision import check_latents, check_statistics
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.schedule import is_met, is_within
 from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import SeenRange
-from numpyro_epi._train.warm_start import Pool
 
 # Prior draws at which a run looks first.
 NUM_PILOT = 2000
-# Simulations of each anchor draw where statistics are noisy.
-NUM_REPEATS = 16
+# Simulations of each draw of a law where statistics are noisy.
+NUM_REPEATS = 4
 # At most, where the log likelihood is noisy: more is dearer than training. Of dear
 # simulations the least number that will do. And how many times as many may be missing,
 # at draws of the prior, before noise is known to be too large for weights.
@@ -53,7 +52,7 @@ class Simulations:
         largest_seen: largest |T| of each constraint over the draws of the pilot, (K,).
         is_likelihood_noisy: whether log likelihoods do; not those of minibatches of
             which simulations take all elements.
-        num_repeats: simulations of each draw of a pool.
+        num_repeats: simulations of each draw of a law.
         has_weights: whether so many average over the noise of the log likelihood well
             enough for importance weights.
         shares: of each constraint in a penalty that it has with its copies, shape (K,).
@@ -119,7 +118,7 @@ class Simulations:
         self.failures.note(u, stats, is_valid, self.table)
         return is_valid
 
-    # -- pools ------------------------------------------------------------------------
+    # -- draws of the prior -----------------------------------------------------------
 
     def pilot(self) -> np.ndarray:
         """Prior draws: are they valid, noisy, and what is the scale of the statistics?
@@ -153,11 +152,11 @@ class Simulations:
         check_latents(jax.tree.map(np.asarray, latents))
 
     def _plan_repeats(self, variance: np.ndarray) -> None:
-        """How many simulations a pool needs, from variances of log L at prior draws.
+        """Simulations of each draw of a law, from variances of log L at prior draws.
 
         A typical one counts: they can be huge far from the data.
         """
-        self.num_repeats = 2 if self.is_noisy else 1
+        self.num_repeats = NUM_REPEATS if self.is_noisy else 1
         if self.is_likelihood_noisy:
             # Of one degree of freedom, with a median of 0.455.
             wanted = np.median(variance) / 0.455 / MAX_VARIANCE
@@ -165,36 +164,6 @@ class Simulations:
             limit = MIN_REPEATS if is_dear else MAX_REPEATS
             self.has_weights = bool(wanted <= HOPELESS * limit)
             self.num_repeats = int(np.clip(np.ceil(wanted), MIN_REPEATS, limit))
-
-    def simulate_pool(self, u: np.ndarray) -> Pool:
-        """Simulate draws of all restarts; the result has a leading axis R.
-
-        Noisy statistics are averaged over two simulations of each draw, a noisy log
-        likelihood over more.
-        """
-        return self._simulate_repeatedly(u, self.num_repeats)[0]
-
-    def simulate_many(self, u: np.ndarray) -> tuple[Pool, np.ndarray]:
-        """The same with many simulations, and the covariance of their averages."""
-        num = max(NUM_REPEATS, self.num_repeats)
-        return self._simulate_repeatedly(u, num, has_covariance=True)
-
-    def _simulate_repeatedly(
-        self, u: np.ndarray, num_repeats: int, *, has_covariance: bool = False
-    ) -> tuple[Pool, np.ndarray]:
-        """Averages over simulations, and the covariance of those of T if wanted."""
-        averager = Averager(has_covariance=has_covariance)
-        is_valid = np.ones(u.shape[:-1], bool)
-        for _ in range(num_repeats):
-            sim = self.engine.chunks.simulate(u, self.next_keys())
-            is_valid &= self.note(u, sim.log_likelihood, sim.stats)
-            log_lik = np.where(np.isfinite(sim.log_likelihood), sim.log_likelihood, 0.0)
-            averager.add(log_lik, self.deviations(sim.stats))
-        found = averager.averages()
-        pool = Pool(u, sim.log_prior, found.log_likelihood, found.deviations, is_valid)
-        if self.is_likelihood_noisy:
-            pool.noise = found.variance
-        return pool, found.covariance
 
     # -- draws of the guide -----------------------------------------------------------
 

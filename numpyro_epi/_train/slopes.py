@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax, vmap
 
 from numpyro_epi._math.constraints import Targets, deviations
-from numpyro_epi._train.cost import Cost
-from numpyro_epi._train.problem import Problem
+from numpyro_epi._model.cost import Cost
+from numpyro_epi._model.problem import Problem
 
 # Simulated for each pilot draw: both sides of it, and a place between them.
 NUM_PLACES = 3

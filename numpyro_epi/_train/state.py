@@ -33,7 +33,7 @@ class Memory(NamedTuple):
 
 
 class PoolDraws(NamedTuple):
-    """Simulated draws of the tilted model, as the warm start knows it.
+    """Simulated draws of the law, as the search has left them.
 
     Attributes:
         u: unconstrained draws, shape (R, n, D).
@@ -78,13 +78,11 @@ class EPIState(NamedTuple):
         pool: draws that anchor the guide.
         anchor: weight of the anchor, shape (R,).
         memory: simulated draws for the gradient "replay"; of size M = 0 otherwise.
-        rate: factor of the learning rate, shape (R,): lower for a guide that the warm
-            start has brought to its targets, which large steps only unbalance.
-        cover: parameters of the guide after the warm start, when it was fitted to all
+        rate: factor of the learning rate, shape (R,); see `plateau`.
+        cover: parameters of the guide after its first fit, when it was fitted to all
             modes that the pool had seen; what training has lost since shows there.
         rng_key: key of the next step, shape (R,).
         num_steps: steps taken so far, shape (R,).
-        horizon: step at which the learning rate has decayed, shape (R,).
     """
 
     params: Params
@@ -101,7 +99,6 @@ class EPIState(NamedTuple):
     cover: Params
     rng_key: jax.Array
     num_steps: jax.Array
-    horizon: jax.Array
 
 
 class StepInfo(NamedTuple):

@@ -19,13 +19,19 @@ class EPIStatus(StrEnum):
     """How a run ended.
 
     Attributes:
-        CONVERGED: every constraint is shown to be met within the tolerance.
+        CONVERGED: every constraint is shown to be met within the tolerance by draws of
+            the guide.
+        CORRECTED: not by these, but by the same draws weighted to the law, and by the
+            law itself.
+        LAW_ONLY: only by the law.
         NOT_CONVERGED: the epochs are used up and some constraint is not met.
         UNREACHABLE: the simulations show that a target cannot be met.
         INTERRUPTED: stopped from the keyboard; the result is what there was.
     """
 
     CONVERGED = "converged"
+    CORRECTED = "corrected"
+    LAW_ONLY = "law only"
     NOT_CONVERGED = "not converged"
     UNREACHABLE = "unreachable"
     INTERRUPTED = "interrupted"

@@ -1,7 +1,7 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-r"""The way from a guide that is far from its targets, when no warm start leads there.
+r"""The way of a guide that is far from its targets, when it has no law to start from.
 
 The targets move instead of the guide: from the moments (m_0, s_0) that the statistics
 have under the guide to the wanted ones (m, s), along
@@ -16,7 +16,6 @@ Allgower & Georg, Introduction to numerical continuation methods, 2003, chapter 
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._math.constraints import Targets
@@ -111,7 +110,6 @@ def steer(
     max_moves = MAX_SHARE * options.num_epochs * options.num_steps // STEER_STEPS
     num_moves = num_waits = 0
     before = state
-    state = state._replace(horizon=jnp.full_like(state.horizon, jnp.inf))
     while distance.any() and num_moves < max_moves and num_waits < MAX_WAITS:
         target = way.next(distance)
         mean, scale = way.at(target)
@@ -130,7 +128,6 @@ def steer(
         cover=state.params,
         optim_state=engine.init_optim(state.params),
         num_steps=before.num_steps,
-        horizon=before.horizon,
     )
     state = choose_restarts(is_far, state, before, keep=("rng_key", "pool", "memory"))
     return state, num_moves * STEER_STEPS

@@ -36,9 +36,9 @@ from numpyro_epi._math.lagrangian import (
     split_half_mean,
     tilt_multipliers,
 )
+from numpyro_epi._model.problem import Problem, Simulation
 from numpyro_epi._train.gate import gated, is_finite
 from numpyro_epi._train.guide import GuideFunctions, Params
-from numpyro_epi._train.problem import Problem, Simulation
 from numpyro_epi._train.state import EPIState, StepInfo
 
 # Where the learning rate ends, as a fraction of where it starts.
@@ -311,7 +311,7 @@ def make_update(
         objective: loss.
         optim: optimiser.
         average_decay: of the moving average of the parameters; 0 for none.
-        decays: whether the learning rate follows `cosine_decay`.
+        decays: whether `EPIState.rate` is a factor of the steps.
     """
 
     def update(state: EPIState) -> tuple[EPIState, StepInfo]:
@@ -325,7 +325,7 @@ def make_update(
         old, unravel = ravel_pytree(state.params)
         change = ravel_pytree(updates)[0]
         if decays:
-            change *= state.rate * cosine_decay(state.num_steps, state.horizon)
+            change *= state.rate
         new = jnp.where(is_good, old + change, old)
         count = state.num_steps + 1
         # Debiased at the start: the average never lags by more than it has seen.

@@ -1,54 +1,18 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a run says of its last draws: multipliers, status and message."""
+"""What a run says of its last draws: status and message."""
+
+from collections.abc import Callable
 
 import numpy as np
 
-from numpyro_epi._math.dual import DualSolution
-from numpyro_epi._train.adaptive import AdaptiveSampler
-from numpyro_epi._train.chunks import Evaluation
-from numpyro_epi._train.lost import why_lost
+from numpyro_epi._train.correction import Correction
+from numpyro_epi._train.lost import why_lost, why_model_lost
+from numpyro_epi._train.plateau import is_met, is_within
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.schedule import is_met, is_within
 from numpyro_epi._train.simulations import Simulations
-from numpyro_epi._train.state import EPIState
 from numpyro_epi._train.status import EPIStatus
-from numpyro_epi._train.warm_start import Pool
-
-# Effective sample size below which multipliers from a pool are not trusted.
-MIN_DUAL_ESS = 1000.0
-
-
-def final_duals(
-    simulations: Simulations, sampler: AdaptiveSampler, state: EPIState, ev: Evaluation
-) -> list[DualSolution | None]:
-    """Exact multipliers from pool and evaluation draws, where that can be trusted.
-
-    With noisy statistics E[T | z] is not known draw by draw, and a tilt by single
-    simulations is another law: None. The same holds of a noisy log likelihood.
-    """
-    none: list[DualSolution | None] = [None] * simulations.num_restarts
-    is_noisy = simulations.is_noisy or simulations.is_likelihood_noisy
-    if is_noisy or not sampler.pools:
-        return none
-    new = Pool(
-        np.asarray(ev.u),
-        ev.log_prior,
-        ev.log_likelihood,
-        simulations.deviations(ev.stats),
-        np.isfinite(ev.stats).all(axis=-1),
-    )
-    start = [(np.asarray(m, np.float64), 0.0) for m in state.multipliers]
-    sampler.add(
-        new,
-        [lambda u: simulations.engine.chunks.log_q(state.average, u)],
-        [ev.u.shape[1]],
-    )
-    return [
-        solution if distance == 0.0 else None
-        for solution, distance in sampler.solve(start, MIN_DUAL_ESS)
-    ]
 
 
 def verdict(simulations: Simulations, scores: Scores) -> tuple[EPIStatus, str]:
@@ -92,6 +56,7 @@ def final_verdict(
     scores: Scores,
     ended: tuple[EPIStatus, str] | None,
     multipliers: np.ndarray,
+    correction: Callable[[], Correction | None],
 ) -> tuple[EPIStatus, str]:
     """Status of one restart: what ended it before, unless it is lost, or its draws'.
 
@@ -100,11 +65,45 @@ def final_verdict(
         scores: of the final draws.
         ended: status and message of a run that ended early, or by another test.
         multipliers: scaled units, shape (K,).
+        correction: weighs the final draws to the law, if that is trusted.
     """
     found = verdict(simulations, scores) if ended is None else ended
     if found[0] in (EPIStatus.UNREACHABLE, EPIStatus.INTERRUPTED):
         return found
-    if scores.invalid == 1.0:
+    if scores.invalid < 1.0:
+        broken = why_model_lost(simulations, scores)
+        if broken is not None:
+            return EPIStatus.NOT_CONVERGED, broken
+        lost = why_lost(simulations, scores, multipliers)
+        found = found if lost is None else (EPIStatus.NOT_CONVERGED, lost)
+    if found[0] is EPIStatus.CONVERGED or simulations.options.schedule is not None:
         return found
-    lost = why_lost(simulations, scores, multipliers)
-    return found if lost is None else (EPIStatus.NOT_CONVERGED, lost)
+    weighted = correction()
+    return found if weighted is None else _rescue(simulations, scores, weighted)
+
+
+def _rescue(
+    simulations: Simulations, scores: Scores, weighted: Correction
+) -> tuple[EPIStatus, str]:
+    """Status of a guide that misses its targets, beside a law that meets them."""
+    options, labels = simulations.options, simulations.table.labels
+    alone = "none of its draws can be simulated"
+    if scores.invalid < 1.0:
+        bound = np.abs(scores.violation) + options.z_score * scores.violation_error
+        worst = int(np.argmax(bound))
+        alone = (
+            f"its {labels[worst]} is off by {scores.violation[worst]:+.3g} +- "
+            f"{scores.violation_error[worst]:.2g} scaled units (tolerance "
+            f"{options.tolerance:g})"
+        )
+    use = "Use draws of the law (`result.law.sample`)."
+    if weighted.is_met:
+        return EPIStatus.CORRECTED, (
+            f"The law meets all {len(labels)} constraints, and draws of the guide do "
+            f"when they are weighted to it (k-hat {weighted.khat:.2f}). The guide "
+            f"alone does not: {alone}. {use}"
+        )
+    return EPIStatus.LAW_ONLY, (
+        f"The law meets all {len(labels)} constraints, but the guide is no copy of it: "
+        f"{alone}. {use}"
+    )

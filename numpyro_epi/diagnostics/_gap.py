@@ -118,8 +118,8 @@ def duality_gap_diagnostic(
     Convex Optimization, 5.1.3). A result meets its constraints up to the violation, for
     which its objective is corrected to first order.
 
-    Log Z is estimated with raw weights from a mixture of the prior, the guide after the
-    warm start and the trained guide. It is an estimate, not a proof: a mode that none
+    Log Z is estimated with raw weights from a mixture of the prior, the guide after its
+    first fit and the trained guide. It is an estimate, not a proof: a mode that none
     of the three reaches counts nowhere. `khat` and `bound_error` say how well the draws
     determine it.
 

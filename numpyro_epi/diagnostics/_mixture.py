@@ -3,7 +3,7 @@
 
 """Draws from a defensive mixture, and their weights under any tilt.
 
-A third each comes from the prior, from the guide as it was after the warm start, and
+A third each comes from the prior, from the guide as it was after its first fit, and
 from the trained guide. Every draw is weighted against the whole mixture, so a mode that
 the trained guide has lost still counts wherever one of the others has mass (Hesterberg,
 Weighted average importance sampling and defensive mixture distributions, 1995).

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._checks import as_key, describe
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._sites import Latent
-from numpyro_epi._train.problem import Problem
 from numpyro_epi.result import EPIResult
 
 from ._arguments import count, number

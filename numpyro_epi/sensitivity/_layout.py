@@ -22,8 +22,8 @@ from numpyro.distributions import constraints
 
 from numpyro_epi._charts import kept_rows, wrap
 from numpyro_epi._checks import describe, real_array
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._sites import Latent
-from numpyro_epi._train.problem import Problem
 from numpyro_epi.result import EPIResult
 
 

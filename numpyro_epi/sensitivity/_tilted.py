@@ -19,7 +19,7 @@ from jax import random, vmap
 
 from numpyro_epi._checks import describe
 from numpyro_epi._math.constraints import deviations
-from numpyro_epi._train.derivatives import exists
+from numpyro_epi._model.derivatives import exists
 from numpyro_epi.result import EPIResult
 
 from ._coordinates import Coordinates, coordinates_of

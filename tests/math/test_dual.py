@@ -7,8 +7,8 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_epi._math.constraints import moment_paths
-from numpyro_epi._math.dual import solve_dual, solve_dual_tempered, solve_noisy_dual
+from numpyro_epi._math.constraints import moment_path
+from numpyro_epi._math.dual import solve_dual, solve_noisy_dual
 from numpyro_epi._math.importance import (
     GaussianProposal,
     effective_sample_size,
@@ -53,28 +53,6 @@ def test_infeasible_draws_stay_finite():
     assert found.residual > 0.5
 
 
-def test_tempering_stops_where_draws_run_out():
-    draws = np.random.default_rng(0).normal(size=5000)
-    devs = (draws - 6.0)[:, None]
-    paths = moment_paths(devs.mean(0), np.array([False]))
-    found, distance = solve_dual_tempered(
-        np.zeros(5000), devs, min_ess=200, paths=paths
-    )
-    assert 0.0 < distance < 1.0
-    assert found.ess >= 200
-    # The moments are those of the path at that distance, whatever came before.
-    assert abs(found.weights @ devs[:, 0] - distance * devs.mean()) < 0.05
-    again, farther = solve_dual_tempered(
-        np.zeros(5000),
-        devs,
-        min_ess=200,
-        paths=paths,
-        previous=(found.multipliers, distance),
-    )
-    assert farther <= distance
-    assert again.ess >= 200
-
-
 def noisy_averages():
     """T = z - 1 + noise that grows with z ~ N(0, 1); 16 simulations of each draw."""
     rng = np.random.default_rng(0)
@@ -94,21 +72,21 @@ def test_noise_of_averages_is_taken_off_the_dual():
     assert abs(solve_dual(weights, devs).multipliers[0] + 1.0) > 0.05
 
 
-def test_paths_lead_from_the_moments_to_the_targets():
+def test_a_path_leads_from_the_moments_to_the_targets():
     """Statistics with moments (mean 6, sd 4 times the target's), and a mean only."""
-    has_var = np.array([True, False])
     start = np.array([6.0, 2.0, (16.0 + 36.0 - 1.0) / np.sqrt(2.0)])
-    narrow, straight = moment_paths(start, has_var)
-    for path in (narrow, straight):
-        np.testing.assert_allclose(path(1.0), start)
-        np.testing.assert_allclose(path(0.0), 0.0, atol=1e-12)
-    # Half way, in units of the target's variance: sqrt(16) against 8.5 + 9.
-    second = np.sqrt(2.0) * np.array([p(0.5)[2] for p in (narrow, straight)]) + 1.0
-    np.testing.assert_allclose(second - 9.0, [4.0, 17.5])
+    path = moment_path(start, np.array([True, False]))
+    np.testing.assert_allclose(path(1.0), start)
+    np.testing.assert_allclose(path(0.0), 0.0, atol=1e-12)
+    # Half way, in units of the target's variance: sqrt(16); straight, 8.5.
+    second = np.sqrt(2.0) * path(0.5)[2] + 1.0 - 9.0
+    assert second == pytest.approx(4.0)
 
 
-def test_no_variance_to_narrow_leaves_the_straight_path():
-    assert len(moment_paths(np.array([1.0, 0.0]), np.array([True]))) == 1
+def test_no_variance_to_narrow_leaves_a_straight_path():
+    start = np.array([1.0, 0.0])
+    path = moment_path(start, np.array([True]))
+    np.testing.assert_allclose(path(0.3), 0.3 * start)
 
 
 def test_gaussian_proposal_has_the_moments_and_its_own_density():

@@ -87,3 +87,14 @@ def test_exponential_excesses_have_shape_zero():
     shape, scale = fit_generalised_pareto(x)
     assert abs(shape) < 0.03
     assert scale == pytest.approx(3.0, rel=0.05)
+
+
+def test_bounded_weights_that_crowd_below_their_bound_are_no_tail():
+    """Of a mixture with a good proposal: 1 / (2 / 3 + x / 3), and a little noise."""
+    rng = np.random.default_rng(0)
+    weights = 1.0 / (2.0 / 3.0 + rng.exponential(size=20_000) ** 4 / 3.0)
+    weights *= 1.0 + 0.001 * rng.standard_cauchy(20_000).clip(-50, 50)
+    assert pareto_smooth(np.log(weights)).khat <= 0.5
+    # The twin has one weight in a hundred that counts for more than all others.
+    heavy = np.where(rng.uniform(size=20_000) < 0.01, rng.pareto(0.8, 20_000) * 20, 1.0)
+    assert pareto_smooth(np.log(weights * np.maximum(heavy, 1.0))).khat > 0.5

@@ -12,8 +12,8 @@ import numpyro
 import numpyro.distributions as dist
 
 import numpyro_epi as epi
+from numpyro_epi._model.problem import Problem
 from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
-from numpyro_epi._train.problem import Problem
 from numpyro_epi.result import EPIResult
 from numpyro_epi.sensitivity import Bands, Directions, ModePath, Modes, Perturbation
 

@@ -21,6 +21,20 @@ from numpyro.infer.util import compute_log_probs
 from numpyro_epi._charts import Charted
 from numpyro_epi._coordinates import with_centre
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._model.cost import Cost
+from numpyro_epi._model.dependence import depends_on_last
+from numpyro_epi._model.derivatives import Derivatives
+from numpyro_epi._model.improper import find_start
+from numpyro_epi._model.likelihood_noise import DataSites, LikelihoodNoise, stack_of
+from numpyro_epi._model.minibatches import (
+    Elements,
+    Minibatches,
+    choose_elements,
+    first_elements,
+    run_with,
+)
+from numpyro_epi._model.params import check_untrained, untrained
+from numpyro_epi._model.start import Start
 from numpyro_epi._sites import (
     Latent,
     draw_improper,
@@ -29,20 +43,6 @@ from numpyro_epi._sites import (
     is_latent,
     trace_model,
 )
-from numpyro_epi._train.cost import Cost
-from numpyro_epi._train.dependence import depends_on_last
-from numpyro_epi._train.derivatives import Derivatives
-from numpyro_epi._train.improper import find_start
-from numpyro_epi._train.likelihood_noise import DataSites, LikelihoodNoise, stack_of
-from numpyro_epi._train.minibatches import (
-    Elements,
-    Minibatches,
-    choose_elements,
-    first_elements,
-    run_with,
-)
-from numpyro_epi._train.params import check_untrained, untrained
-from numpyro_epi._train.start import Start
 from numpyro_epi.handlers import collect, noise
 
 # Beyond this, float32 cannot tell a bounded latent from its bound.

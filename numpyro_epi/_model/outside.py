@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from numpyro_epi._train.arguments import attributes_of, content_of, digest_of
+from numpyro_epi._model.arguments import attributes_of, content_of, digest_of
 
 # Functions called by functions of the model that are looked into.
 MAX_DEPTH = 4

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_epi._checks import describe
+
 # Objects inside of objects that are looked into.
 MAX_DEPTH = 8
 # Characters of a number or a word that a message shows.
@@ -214,8 +216,13 @@ def _private_leaf(leaf: Any) -> Any:
         return leaf
     try:
         return copy.deepcopy(leaf)
-    except Exception:  # noqa: BLE001  an object that cannot be copied stays itself
-        return leaf
+    except Exception as err:  # whatever the class raises: its arrays cannot be kept
+        raise TypeError(
+            f"Expected model arguments that can be copied, got {describe(leaf)}, which "
+            "has arrays of NumPy that may be changed in place later, and whose copy "
+            f"ends in {type(err).__name__}: {err}. Pass these arrays themselves, or "
+            "keep them in it as arrays of JAX (`jax.numpy.asarray`)."
+        ) from err
 
 
 def _has_array(value: Any, depth: int) -> bool:

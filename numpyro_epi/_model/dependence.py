@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from numpyro_epi._train.cost import inner_programs
+from numpyro_epi._model.cost import inner_programs
 
 WHOLE = {"scan", "while", "cond"}
 

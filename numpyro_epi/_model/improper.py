@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random, vmap
 
-from numpyro_epi._train.start import Start, fit_elbo, fit_gaussian, has_gradient
+from numpyro_epi._model.start import Start, fit_elbo, fit_gaussian, has_gradient
 
 # Distances along a coordinate, powers of two: from far below to far above any scale.
 EXPONENTS = np.arange(-12, 41)

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax import lax, random, vmap
 
-from numpyro_epi._train.derivatives import exists
+from numpyro_epi._model.derivatives import exists
 
 LogDensity = Callable[[jax.Array], jax.Array]
 

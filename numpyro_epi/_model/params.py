@@ -20,7 +20,7 @@ from jax.extend.core import Literal
 from numpyro.handlers import substitute
 from numpyro.primitives import _PYRO_STACK, Messenger
 
-from numpyro_epi._train.cost import inner_programs
+from numpyro_epi._model.cost import inner_programs
 from numpyro_epi._typing import Message, Model
 
 TYPES = ("param", "mutable")

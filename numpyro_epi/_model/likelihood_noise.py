@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from numpyro.distributions import Unit
 
+from numpyro_epi._model.minibatches import Minibatches
 from numpyro_epi._sites import unwrap
-from numpyro_epi._train.minibatches import Minibatches
 from numpyro_epi._typing import Message
 
 

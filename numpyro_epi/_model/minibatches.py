@@ -21,8 +21,8 @@ import numpyro
 from jax import lax, random, vmap
 from numpyro.primitives import Messenger
 
+from numpyro_epi._model.cost import Cost
 from numpyro_epi._sites import run_now
-from numpyro_epi._train.cost import Cost
 from numpyro_epi._typing import Message, Model
 
 # Which elements of a plate: those that it draws, all at once, or all in turns.
