@@ -32,6 +32,9 @@ from numpyro_epi._train.verdict import final_verdict
 
 # Share of the evaluation draws that judges an epoch whose draws are replayed.
 REPLAY_SHARE = 0.5
+# Epochs before a guide may be good enough: its first ones still take out what a fit to
+# weighted draws has of their luck.
+MIN_EPOCHS = 3
 # Share of the tolerance beyond which a violation is worth another epoch.
 NEAR = 0.4
 # Epochs after which simulations have shown the range of a statistic.
@@ -76,8 +79,9 @@ class Runner:
                     return [(EPIStatus.UNREACHABLE, problem)] * self.num_restarts
                 before = plateau
                 plateau, self.state = before.after(self.state, record.scores, merit)
-                is_new = (plateau.merit > before.merit).any() or not self.records[1:]
-                if is_new and self._is_near(plateau):
+                is_new = (plateau.merit > before.merit).any()
+                is_early = len(self.records) < min(MIN_EPOCHS, self.options.num_epochs)
+                if is_new and not is_early and self._is_near(plateau):
                     self.final = self._evaluate_finally(plateau)
                     _, scores = self.final
                     plateau = plateau.with_scores(*self._look(scores))
