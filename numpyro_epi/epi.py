@@ -52,8 +52,8 @@ class EPI:
         num_epochs: most epochs E of training, after each of which the guide is judged
             and multipliers are updated. It ends earlier where the guide is shown to
             meet its targets within `gap_tolerance` of the maximum, or where it gains
-            nothing any more: where two epochs bring no 0.005 nats, the best guide so
-            far goes on at half the rate, five times at most.
+            nothing any more: where two epochs bring no 0.001 nats, the best guide so
+            far goes on at half the rate, three times at most.
         num_steps: gradient steps per epoch.
         num_restarts: independent runs trained together, R; the best is returned.
         num_evaluation: draws behind the final report, stored with the result.

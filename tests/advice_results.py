@@ -376,41 +376,6 @@ def unknown_prices():
     assert many.mean_error["f"] < few.mean_error["f"]
 
 
-@trained(
-    "diagnostics/_corrected.py", "Ask for fewer `num_samples`, train longer, or use"
-)
-def too_many_corrected():
-    correct = partial(diagnostics.corrected_draws, rng_key=KEY, method="importance")
-    with refused(RuntimeError):
-        correct(astray()[1], num_samples=100)
-    assert correct(arrived(), num_samples=100).khat < 0.7
-    other = run(astray()[0], autoguide.AutoMultivariateNormal, num_steps=1000)
-    assert correct(other, num_samples=20).khat < 0.7
-
-
-def narrow():
-    z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-    numpyro.sample("y", dist.Normal(z[0] - z[1], 0.1), obs=0.0)
-    epi.emergent_property(z[0], mean=0.5, name="f")
-
-
-@trained("diagnostics/_corrected.py", "diverge (at most {}). Use more `num_warmup`, or")
-@trained(
-    "diagnostics/_corrected.py", "of the exact law. Use more `num_warmup`, or train"
-)
-def chains_that_cannot_be_trusted():
-    correct = partial(diagnostics.corrected_draws, rng_key=KEY, num_samples=100)
-    hmc = partial(correct, method="hmc")
-    with refused(RuntimeError):
-        hmc(long(), num_warmup=1)
-    assert hmc(long(), num_warmup=300).acceptance > 0.5
-    with refused(RuntimeError):
-        hmc(run(narrow), num_warmup=40)
-    options = {"num_epochs": 4, "num_steps": 300}
-    longer = run(narrow, autoguide.AutoMultivariateNormal, **options)
-    assert hmc(longer, num_warmup=500).r_hat < 1.2
-
-
 # -- figures --------------------------------------------------------------------------
 
 

@@ -77,8 +77,8 @@ ELSEWHERE = {
     ("_train/guide.py", "Pass the guide's class, or use"): (
         "test_coordinates.py::test_guides_of_numpyro_have_the_same_coordinates"
     ),
-    ("diagnostics/_corrected.py", "Use `method='importance'`"): (
-        "test_noisy_likelihood.py::test_hmc_is_refused_and_importance_is_not"
+    ("diagnostics/__init__.py", "Use `result.law.sample(rng_key, num_samples)`."): (
+        "test_result_law.py::test_corrected_draws_name_their_replacement"
     ),
     ("handlers/tilt.py", "Drop `subsample_size`, or use `numpyro.infer.HMCECS`"): (
         "test_noisy_likelihood.py::test_ways_out_of_the_refusal_work"

@@ -98,16 +98,14 @@ def test_everything_after_a_run_has_these_coordinates(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *pair)
     assert again.num_simulations == result.num_simulations > 4000
     assert epi.to_arviz(result)["posterior"]["z"].shape[-1] == 3
-    # The certificate, HMC and modes cross pi.
+    # The certificate, the law's draws and modes cross pi.
     gap = diagnostics.duality_gap_diagnostic(result, jax.random.key(2))
     assert gap.gap < NATS
-    corrected = diagnostics.corrected_draws(
-        result, jax.random.key(3), 2000, method="hmc"
-    )
+    corrected = result.law.sample(jax.random.key(3), 2000)
     exact = case.truth()
     moments = exact.mean_and_variance(exact.solve())
     for name, (mean, var) in moments.items():
-        draws = np.asarray(case.functions[name](corrected.latents), np.float64)
+        draws = np.asarray(case.functions[name](corrected), np.float64)
         assert abs(draws.mean() - mean) < SHARE * np.sqrt(var), name
     hessian = sensitivity.hessian(result, {k: v[0] for k, v in pair[0].items()})
     assert hessian.names == ("z[0]", "z[2]")

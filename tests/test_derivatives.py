@@ -13,8 +13,6 @@ import pytest
 
 import numpyro_epi as epi
 from numpyro_epi._model.derivatives import Derivatives
-from numpyro_epi.diagnostics import corrected_draws
-from numpyro_epi.diagnostics._corrected import _why_no_hmc
 from numpyro_epi.sensitivity import hessian
 
 KEY = jax.random.key(0)
@@ -170,15 +168,6 @@ def test_curvature_of_the_exact_law_does_without(program_and_result):
     _, _, result = program_and_result
     found = hessian(result, {"rate": [1.0, 0.9]}, num_simulations=1)
     assert np.isfinite(found.tilted).all()
-
-
-def test_hmc_needs_reverse_mode(program_and_result):
-    (_, _, reverse, _), _, result = program_and_result
-    if reverse:
-        assert not _why_no_hmc(result)
-        return
-    with pytest.raises(ValueError, match="HMC cannot correct"):
-        corrected_draws(result, KEY, 20, method="hmc")
 
 
 @pytest.mark.parametrize(("program", "forward", "reverse", "choice"), PROGRAMS)

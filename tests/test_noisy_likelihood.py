@@ -235,20 +235,11 @@ def test_weights_are_refused_where_noise_is_too_large(monkeypatch):
     for diagnostic in (
         diagnostics.duality_gap_diagnostic,
         diagnostics.shadow_price_diagnostic,
-        diagnostics.corrected_draws,
     ):
         with pytest.raises(ValueError, match="too noisy to weight draws"):
             diagnostic(result, KEY, 1000)
     with pytest.raises(ValueError, match="too noisy to weight draws"):
         diagnostics.what_if(result, {NAME: (0.5,)}, KEY, 1000)
-
-
-def test_hmc_is_refused_and_importance_is_not():
-    result = result_of(FACTOR)
-    with pytest.raises(ValueError, match="log likelihood is noisy.*importance"):
-        diagnostics.corrected_draws(result, KEY, 50, method="hmc")
-    found = diagnostics.corrected_draws(result, KEY, 50, method="importance")
-    assert found.method == "importance"
 
 
 def test_report_says_so_and_a_file_keeps_it(capsys, tmp_path):

@@ -3,8 +3,6 @@
 
 """The pilot takes derivatives in batches that fit, and only where one may be used."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,13 +15,10 @@ from numpyro_epi._model.cost import Cost
 from numpyro_epi._model.problem import Problem
 from numpyro_epi._train import slopes
 from numpyro_epi._train.pilot import (
-    GradientHealth,
     check_gradient,
     choose_gradient,
 )
 from numpyro_epi._train.slopes import make_pilot
-from numpyro_epi.diagnostics._corrected import _why_no_hmc
-from sensitivity_results import gaussian
 
 KEY = jax.random.key(0)
 NUM_UNITS, NUM_DRAWS = 16, 2000
@@ -131,13 +126,3 @@ def test_no_derivative_is_taken_where_none_is_used(options, choice):
     assert found.choice == choice
     assert not found.is_known
     assert not found.is_trusted
-
-
-def test_hmc_looks_at_derivatives_that_the_run_did_not_use():
-    result = replace(
-        gaussian(), gradient=GradientHealth("replay", "dear", np.nan, np.nan)
-    )
-    assert not _why_no_hmc(result)
-    found = result._kept["gradient"]
-    assert found.is_known
-    assert found.is_trusted

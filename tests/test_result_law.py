@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_epi as epi
+from numpyro_epi import diagnostics
 from numpyro_epi._draws import EPIDraws
 from numpyro_epi.law import EPILaw
 
@@ -77,6 +78,14 @@ def test_samples_are_resampled_and_not_simulated():
     np.testing.assert_array_equal(both["z"], found)
     assert len(both) == 2
     assert not np.array_equal(law.sample(jax.random.key(1), 1000)["z"], found)
+
+
+def test_corrected_draws_name_their_replacement():
+    with pytest.raises(AttributeError, match="Use `result.law.sample"):
+        diagnostics.corrected_draws  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        diagnostics.other  # noqa: B018
+    assert len(trained().law.sample(KEY, 10)["z"]) == 10
 
 
 def test_more_draws_than_are_effective_are_warned_of():

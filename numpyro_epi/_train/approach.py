@@ -16,7 +16,7 @@ from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._solver.draws import Simulator
 from numpyro_epi._solver.law import Law, Standard, find_law
 from numpyro_epi._train.chunks import Evaluation
-from numpyro_epi._train.correction import Correction, weigh_to_law
+from numpyro_epi._train.correction import Correction, gap_of_draws, weigh_to_law
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.first_fit import WeightedDraws, fit_first
 from numpyro_epi._train.pilot import (
@@ -45,9 +45,6 @@ class Approach:
     Attributes:
         laws: of each restart; None if there is none to be had, as `reason` says.
         reason: why there are no laws, in words; empty if there are.
-        bounds: log Z of each law, an upper bound on the scores of guides, shape (R,);
-            NaN without one.
-        bound_errors: standard errors of `bounds`, shape (R,).
         scores: of the guides before the first epoch.
     """
 
@@ -58,8 +55,6 @@ class Approach:
         self.simulations = simulations
         self.num_restarts = self.options.num_restarts
         self.laws: list[Law | None] = [None] * self.num_restarts
-        self.bounds = np.full(self.num_restarts, np.nan)
-        self.bound_errors = np.full(self.num_restarts, np.nan)
         self.scores: list[Scores] = []
         self.reason = self._why_no_law()
         if self.options.warm_start is True and self.reason:
@@ -129,6 +124,25 @@ class Approach:
         key = self.simulations.next_keys()[r]
         return weigh_to_law(law, self.standard, self.simulator, ev, r, key)
 
+    def with_gaps(self, ev: Evaluation, scores: list[Scores]) -> list[Scores]:
+        """The same with their gaps to the laws, where there are any.
+
+        What log Z of the law tells beyond its noise, or what draws tell by their own
+        weights: they miss what the guide has lost, but have no noise. Of noisy
+        simulations, one for each draw does not tell.
+        """
+        found = []
+        for r, (s, law) in enumerate(zip(scores, self.laws, strict=True)):
+            if law is None or not law.is_usable:
+                found.append(s)
+                continue
+            noise = 2.0 * law.log_normalizer_error
+            gap = law.log_normalizer - noise - s.score(law.multipliers)
+            if self.simulations.num_repeats == 1:
+                gap = np.fmax(gap, gap_of_draws(law, self.simulator, ev, r))
+            found.append(s._replace(gap=float(gap)))
+        return found
+
     def _kind_of_moves(self, u: np.ndarray) -> str:
         """Whether Markov chains have a use for gradients."""
         if not self.problem.derivatives.has_any:
@@ -163,8 +177,6 @@ class Approach:
         multipliers = np.where(
             is_found[:, None], np.stack([law.multipliers for law in laws]), 0.0
         )
-        self.bounds = np.where(is_found, [law.log_normalizer for law in laws], np.nan)
-        self.bound_errors = np.array([law.log_normalizer_error for law in laws])
         begun = state._replace(multipliers=jnp.asarray(multipliers, float))
         if not self.engine.guide.has_fast_density:
             return begun
@@ -228,19 +240,15 @@ class Approach:
     def _look(self, state: EPIState) -> EPIState:
         """Draws of the guides as they are: `scores`, and what these violate."""
         num = self.options.num_evaluation // 4
-        self._evaluation, self.scores = self.simulations.evaluate(state.params, num)
+        self._evaluation, scores = self.simulations.evaluate(state.params, num)
+        self.scores = self.with_gaps(self._evaluation, scores)
         violation = np.stack([s.violation for s in self.scores])
         return state._replace(running=jnp.asarray(np.nan_to_num(violation), float))
 
     @property
     def gaps(self) -> np.ndarray:
         """Nats that each guide has to gain, shape (R,); NaN where that is not known."""
-        multipliers = self.law_multipliers(np.zeros(()))
-        scores = [
-            s.log_likelihood - s.divergence - lam @ s.violation
-            for s, lam in zip(self.scores, multipliers, strict=True)
-        ]
-        return self.bounds - np.array(scores)
+        return np.array([s.gap for s in self.scores])
 
     def law_multipliers(self, others: np.ndarray) -> np.ndarray:
         """Those of each law, or others where there is none, shape (R, K)."""

@@ -67,6 +67,21 @@ def weigh_to_law(
     return Correction(khat, is_met=bool(is_met))
 
 
+def gap_of_draws(law: Law, simulator: Simulator, ev: Evaluation, r: int) -> float:
+    """KL from the guide to its law by the weights of its own draws, nats.
+
+    Log Z and the score are of the same draws, so that their noise cancels: it is of
+    the order of the gap. What the guide has lost, its draws do not see.
+    """
+    draws = _known(simulator, ev, r)
+    log_w = draws.log_density(1.0, law.multipliers) - np.asarray(ev.log_q[r])
+    log_w = log_w[np.isfinite(log_w)]
+    if log_w.size == 0:
+        return np.inf
+    top = log_w.max()
+    return float(top + np.log(np.exp(log_w - top).mean()) - log_w.mean())
+
+
 def _known(simulator: Simulator, ev: Evaluation, r: int) -> Draws:
     """The final draws, as they are simulated."""
     stats = np.asarray(ev.stats[r], np.float64)

@@ -99,7 +99,7 @@ class Options:
     num_restarts: int = 1
     num_evaluation: int = 20_000
     tolerance: float = 0.05
-    gap_tolerance: float = 0.03
+    gap_tolerance: float = 0.005
     z_score: float = 1.645
     learning_rate: float = 1e-3
     penalty: float = 1.0

@@ -85,7 +85,7 @@ def count_simulations(
         between += num_repeats * int(LAW_DRAWS * options.warm_start_size)
     if options.schedule is None:
         between += options.num_evaluation // 4
-    each, in_steps = max(options.num_evaluation // 4, options.num_particles), 0
+    each, in_steps = max(options.num_evaluation, options.num_particles), 0
     if gradient == "replay":
         each = max(int(REPLAY_SHARE * options.num_evaluation), options.num_particles)
         between += each

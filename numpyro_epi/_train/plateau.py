@@ -3,11 +3,9 @@
 
 """How training slows down and ends: one rule, the plateau of the merit.
 
-The merit of a guide is its score (the objective, corrected for its violation to first
-order) less a price on what it violates. With the multipliers of the law the score
-is log Z - KL(q || law), whatever the guide's own multipliers are. Where it gains
-nothing for some epochs, the best guide so far goes on at half the rate; after some
-halvings it is the answer. A guide that an epoch has ruined comes back by the same rule.
+The merit of a guide is minus its KL to the law (its score where there is no law) less a
+price on what it violates. Where it gains nothing for some epochs, the best guide so far
+goes on at half the rate; after some halvings it is the answer. A guide that an epoch has ruined comes back by the same rule.
 """
 
 from collections.abc import Sequence
@@ -23,7 +21,7 @@ from numpyro_epi._train.state import EPIState, choose_restarts
 # Nats that a violation of the tolerance costs, in its square.
 VIOLATION_COST = 0.02
 # Nats that count as a gain, epochs without one before the rate is halved, and halvings.
-MIN_GAIN, PATIENCE, MAX_HALVINGS = 0.005, 2, 5
+MIN_GAIN, PATIENCE, MAX_HALVINGS = 0.001, 2, 3
 # Of a state, what goes on whatever guide it has.
 KEPT = ("rng_key", "memory", "pool", "num_steps")
 # Nats from the maximum beyond which a guide is far from it, and the rate of such ones.
@@ -92,18 +90,24 @@ class Plateau(NamedTuple):
 def merits(
     scores: Sequence[Scores], multipliers: np.ndarray, tolerance: float
 ) -> np.ndarray:
-    """Score less the price of the violation of each restart, shape (R,), nats.
+    """Of each restart's guide, shape (R,), nats: the larger the better.
+
+    Minus its gap from the law, or its score where there is none, less the price of what
+    it violates.
 
     Args:
         scores: of each restart's guide.
-        multipliers: of the law, or the guide's own without one, shape (R, K).
+        multipliers: its own, scaled units, shape (R, K).
         tolerance: of violations, scaled units.
     """
-    costs = [
-        lam @ s.violation + VIOLATION_COST * ((s.violation / tolerance) ** 2).sum()
+    # Less what noise adds to the square of a violation.
+    squares = [np.maximum(s.violation**2 - s.violation_error**2, 0.0) for s in scores]
+    costs = [VIOLATION_COST * x.sum() / tolerance**2 for x in squares]
+    values = [
+        s.score(lam) if np.isnan(s.gap) else -s.gap
         for s, lam in zip(scores, multipliers, strict=True)
     ]
-    return np.array([s.log_likelihood - s.divergence for s in scores]) - costs
+    return np.array(values) - costs
 
 
 def is_met(scores: Scores, options: Options) -> np.ndarray:

@@ -18,8 +18,8 @@ from numpyro_epi._train.status import EPIStatus
 class Scores(NamedTuple):
     """Moments of one restart's draws; see `EPIHistory` for the meaning of each.
 
-    `variance` is that of T, scaled units, shape (K,), and `divergence_error` the
-    standard error of the divergence.
+    `variance` is that of T, scaled units, shape (K,), `divergence_error` the standard
+    error of the divergence, and `gap` nats from the law, NaN where there is none.
     """
 
     entropy: float
@@ -30,6 +30,13 @@ class Scores(NamedTuple):
     invalid: float
     variance: np.ndarray
     divergence_error: float = np.inf
+    gap: float = np.nan
+
+    def score(self, multipliers: np.ndarray) -> float:
+        """The objective, corrected for its violation to first order, nats."""
+        return (
+            self.log_likelihood - self.divergence - float(multipliers @ self.violation)
+        )
 
     @classmethod
     def failed(cls, num_constraints: int) -> "Scores":

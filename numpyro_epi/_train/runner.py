@@ -32,9 +32,6 @@ from numpyro_epi._train.verdict import final_verdict
 
 # Share of the evaluation draws that judges an epoch whose draws are replayed.
 REPLAY_SHARE = 0.5
-# Epochs before a guide may be good enough: its first ones still take out what a fit to
-# weighted draws has of their luck.
-MIN_EPOCHS = 3
 # Share of the tolerance beyond which a violation is worth another epoch.
 NEAR = 0.4
 # Epochs after which simulations have shown the range of a statistic.
@@ -80,8 +77,7 @@ class Runner:
                 before = plateau
                 plateau, self.state = before.after(self.state, record.scores, merit)
                 is_new = (plateau.merit > before.merit).any()
-                is_early = len(self.records) < min(MIN_EPOCHS, self.options.num_epochs)
-                if is_new and not is_early and self._is_near(plateau):
+                if is_new and self._is_near(plateau):
                     self.final = self._evaluate_finally(plateau)
                     _, scores = self.final
                     plateau = plateau.with_scores(*self._look(scores))
@@ -97,7 +93,7 @@ class Runner:
 
     def _look(self, scores: Sequence[Scores]) -> tuple[Sequence[Scores], np.ndarray]:
         """Scores, and the merits of the guides that have them."""
-        multipliers = self.approach.law_multipliers(self.state.multipliers)
+        multipliers = np.asarray(self.state.multipliers)
         return scores, merits(scores, multipliers, self.options.tolerance)
 
     def _add_violation(self, record: EpochRecord) -> EPIState:
@@ -112,16 +108,15 @@ class Runner:
         """Whether the best guides may be within the tolerances of their maximum."""
         if self.options.gap_tolerance == 0.0:
             return False
-        gaps = self.approach.bounds - plateau.merit
-        noise = 2.0 * self.approach.bound_errors
-        if not (gaps - noise < self.options.gap_tolerance).all():
+        if not all(s.gap < self.options.gap_tolerance for s in plateau.scores):
             return False
-        limit = NEAR * self.options.tolerance
-        return all(np.abs(s.violation).max() <= limit for s in plateau.scores)
+        violation = np.nan_to_num(self.records[-1].violation, nan=np.inf)
+        return bool(np.abs(violation).max() <= NEAR * self.options.tolerance)
 
     def _evaluate_finally(self, plateau: Plateau) -> tuple[Evaluation, list[Scores]]:
         average = plateau.best.average
-        return self.simulations.evaluate_finally(average, is_decided=False)
+        ev, scores = self.simulations.evaluate_finally(average, is_decided=False)
+        return ev, self.approach.with_gaps(ev, scores)
 
     def run_epoch(self, stat_gradient: str, progress: Progress) -> EpochRecord:
         """Steps, then a look at the averaged guide with many more particles."""
@@ -139,10 +134,10 @@ class Runner:
                 options.num_steps * options.num_particles * self.num_restarts
             )
         state, infos = progress.run_epoch(self.engine, self.state, stat_gradient)
-        is_last = len(self.records) + 1 >= options.num_epochs
-        num = options.num_evaluation if is_last else options.num_evaluation // 4
-        num = self.replay.num_draws if replays else max(num, options.num_particles)
+        num = max(options.num_evaluation, options.num_particles)
+        num = self.replay.num_draws if replays else num
         ev, scores = self.simulations.evaluate(state.average, num)
+        scores = self.approach.with_gaps(ev, scores)
         if replays:
             self.replay.epochs.append((state.average, ev))
         violation = np.asarray(infos.violation)[options.num_steps // 2 :].mean(axis=0)

@@ -3,13 +3,14 @@
 
 """How far a result can be trusted, what it costs, and what other targets would cost."""
 
+from typing import Any
+
 from ._convergence import (
     Convergence,
     PublishedTest,
     convergence_diagnostic,
     published_test_diagnostic,
 )
-from ._corrected import CorrectedDraws, corrected_draws
 from ._gap import DualityGap, duality_gap_diagnostic
 from ._prices import (
     FineTuning,
@@ -23,7 +24,6 @@ from ._restarts import Restarts, restart_diagnostic
 
 __all__ = [
     "Convergence",
-    "CorrectedDraws",
     "DualityGap",
     "FineTuning",
     "PublishedTest",
@@ -31,7 +31,6 @@ __all__ = [
     "ShadowPrices",
     "WhatIf",
     "convergence_diagnostic",
-    "corrected_draws",
     "duality_gap_diagnostic",
     "fine_tuning_diagnostic",
     "published_test_diagnostic",
@@ -39,3 +38,12 @@ __all__ = [
     "shadow_price_diagnostic",
     "what_if",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "corrected_draws":
+        raise AttributeError(
+            "`corrected_draws` is gone: draws of the exact law are a part of the "
+            "result. Use `result.law.sample(rng_key, num_samples)`."
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -177,7 +177,7 @@ def _too_noisy(result: EPIResult, variance: float, num_repeats: int) -> str:
         f"The log likelihood is too noisy to weight draws ({noise.sources}): averaged "
         f"over {num_repeats} simulations, log weights have a standard deviation of "
         f"{np.sqrt(variance):.2g} nats, of which {np.sqrt(MAX_VARIANCE):g} can be "
-        "corrected. So neither certificate nor prices nor corrected draws can be had. "
+        "corrected. So neither certificate nor prices can be had. "
         f"{advice}."
     )
 

@@ -10,13 +10,13 @@ paths that were walked count, so peaks may be kept apart wrongly, never merged.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._train.guide import Params
-from numpyro_epi.diagnostics._corrected import _base_map
 from numpyro_epi.result import EPIResult
 
 from ._ascent import scale_of
@@ -89,7 +89,7 @@ def bent_heights(result: EPIResult, first: np.ndarray, last: np.ndarray) -> np.n
 
             def at(share: jax.Array) -> jax.Array:
                 x = a + share[:, None] * (b - a)
-                return layout.from_u(jax.vmap(lambda v: from_base(v)[0])(x))[0]
+                return layout.from_u(jax.vmap(from_base)(x))[0]
 
             share = jnp.linspace(0.0, 1.0, NUM_ON_CURVE)
             for _ in range(NUM_SPACINGS):
@@ -164,3 +164,20 @@ def _pairs(
 def distances(first: np.ndarray, last: np.ndarray) -> np.ndarray:
     """Distances between points (n, D) and (m, D), shape (n, m)."""
     return np.linalg.norm(first[:, None, :] - last[None, :, :], axis=-1)
+
+
+def _base_map(posterior: Any) -> tuple[Callable, Callable]:
+    """From u to the base of a flow and back; the identity for other guides."""
+    transforms = getattr(posterior, "transforms", ())
+
+    def to_base(u: jax.Array) -> jax.Array:
+        for transform in reversed(transforms):
+            u = transform.inv(u)
+        return u
+
+    def from_base(x: jax.Array) -> jax.Array:
+        for transform in transforms:
+            x = transform(x)
+        return x
+
+    return to_base, from_base

@@ -13,8 +13,6 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.infer import autoguide, init_to_value
@@ -342,47 +340,6 @@ def test_fine_tuning_of_a_gaussian():
     assert found.share == pytest.approx(np.exp(-found.divergence))
 
 
-# -- corrected draws ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "method"), [("lognormal", "importance"), ("banana", "hmc")]
-)
-def test_corrected_draws_have_the_exact_moments(name, method):
-    """2,000 draws. Importance: standard error 0.02 sd; HMC: at most 0.05 sd."""
-    problem, result = ZOO[name], trained(name)
-    found = diagnostics.corrected_draws(result, KEY, 2000, method=method)
-    assert found.method == method
-    for label, function in problem.functions.items():
-        mean, var = problem.moments[label]
-        values = np.asarray(function(found.latents), np.float64)
-        assert values.shape == (2000,)
-        assert abs(values.mean() - mean) < 0.2 * np.sqrt(var)
-        assert values.var() == pytest.approx(var, rel=0.3)
-    if method == "hmc":
-        assert found.acceptance > 0.5
-        assert found.r_hat < 1.1
-        slack = 4 * found.log_normalizer_bound_error
-        assert found.log_normalizer_bound > problem.maximum - slack
-
-
-def test_hmc_is_refused_where_the_tilted_law_is_not_that_of_one_simulation():
-    with pytest.raises(ValueError, match="noisy"):
-        diagnostics.corrected_draws(trained("noisy"), KEY, method="hmc")
-    with pytest.raises(ValueError, match="gradient"):
-        diagnostics.corrected_draws(trained("count"), KEY, method="hmc")
-
-
-def test_more_draws_than_weights_can_give_are_refused():
-    def far():
-        z = numpyro.sample("z", dist.Normal(0, 1).expand([6]).to_event(1))
-        epi.emergent_property(jnp.floor(z), mean=2.0, var=0.5, name="steps")
-
-    result = epi.EPI(far, GUIDE, **SMALL, warm_start=False).run(KEY)
-    with pytest.raises(RuntimeError, match="k-hat"):
-        diagnostics.corrected_draws(result, KEY, 2000)
-
-
 # -- wrong input ----------------------------------------------------------------------
 
 
@@ -420,12 +377,6 @@ def test_more_draws_than_weights_can_give_are_refused():
             ValueError,
             "broadcast",
         ),
-        (
-            lambda r: diagnostics.corrected_draws(r, KEY, method="gibbs"),
-            ValueError,
-            "gibbs",
-        ),
-        (lambda r: diagnostics.corrected_draws(r, KEY, 0), ValueError, "num_samples"),
         (
             lambda r: diagnostics.convergence_diagnostic(r, tolerance=-1.0),
             ValueError,
