@@ -13,14 +13,13 @@ EXAMPLES = $(sort $(wildcard examples/[!_]*.py))
 BENCHMARKS = $(sort $(wildcard benchmarks/[!_]*.py))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-fast test-core test-long lint types examples bench clean
+.PHONY: help quickstart test test-core test-long lint types examples bench clean
 
 help:
 	@echo "quickstart   set up and run examples/quickstart.py"
-	@echo "test         all tests but the long table"
-	@echo "test-fast    all tests but the slow end-to-end runs"
+	@echo "test         all tests but the long ones, about 15 minutes on two cores"
 	@echo "test-core    the subset that runs on every supported Python"
-	@echo "test-long    a table of models with default options, about an hour"
+	@echo "test-long    end-to-end runs with default options, some two hours"
 	@echo "lint, types  ruff, mypy"
 	@echo "examples     run every example"
 	@echo "bench        run every benchmark"
@@ -46,9 +45,6 @@ quickstart: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not long" --durations=10 $(PYTEST_ARGS)
-
-test-fast: $(STAMP)
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not long" $(PYTEST_ARGS)
 
 test-core: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m core $(PYTEST_ARGS)

@@ -21,11 +21,11 @@ os.environ["MPLBACKEND"] = "Agg"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Slow tests run what users run; the others mostly wait for the compiler."""
+    """Long tests run what users run; the others mostly wait for the compiler."""
     import jax
 
-    is_slow = item.get_closest_marker("slow") is not None
-    jax.config.update("jax_disable_most_optimizations", not is_slow)
+    is_long = item.get_closest_marker("long") is not None
+    jax.config.update("jax_disable_most_optimizations", not is_long)
 
 
 @pytest.fixture(scope="module", autouse=True)

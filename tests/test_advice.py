@@ -191,7 +191,7 @@ def cases() -> Iterator[pytest.param]:
     """For each function the entries that it serves."""
     for function in dict.fromkeys(CASES.values()):
         entries = [key for key, value in CASES.items() if value is function]
-        marks = [pytest.mark.slow, pytest.mark.long] if function in SLOW else []
+        marks = [pytest.mark.long] if function in SLOW else []
         yield pytest.param(entries, id=function.__name__, marks=marks)
 
 

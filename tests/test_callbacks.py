@@ -188,7 +188,6 @@ def test_the_way_out_for_an_error_in_a_callback():
     assert 0.1 < inference.invalid < 0.22
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_callback_is_inferred_as_well_as_the_same_in_jax():
     options = {"num_epochs": 5, "num_steps": 100, "progress_bar": False}

@@ -84,6 +84,7 @@ def test_table_keeps_every_word(capsys):
 # -- modes -----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_modes_along_a_component_of_a_gaussian():
     result = gaussian()
     loc, covariance = fitted_gaussian(result)

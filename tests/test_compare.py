@@ -132,26 +132,26 @@ def svi(model):
     return example.draw_by_svi(model, guide, OTHER_KEY, NUM_DRAWS).latents
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_nuts_on_the_tilted_model_agrees(name):
     assert result_of(name).converged
     assert agree(name, nuts(tilted(name)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_nuts_with_a_wrong_sign_is_rejected(name):
     assert not agree(name, nuts(tilted(name, broken=True)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_svi_on_the_noisy_tilted_model_agrees():
     assert result_of("noisy").converged
     assert agree("noisy", svi(tilted("noisy")))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_svi_with_a_wrong_sign_is_rejected():
     assert not agree("noisy", svi(tilted("noisy", broken=True)))
 
@@ -163,7 +163,7 @@ def test_nuts_refuses_the_noisy_tilted_model():
         example.draw_by_nuts(model, OTHER_KEY, 4, num_warmup=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(example.PROBLEMS))
 def test_flow_lacks_little(name):
     """What the power of the tests above relies on, by sums over a grid."""

@@ -432,6 +432,7 @@ def result():
     return shaken(both, GUIDE, warm_start_size=1000, num_evaluation=400)
 
 
+@pytest.mark.long
 def test_a_result_has_these_coordinates_in_all_that_follows():
     found = result()
     draws = found.sample(jax.random.key(1), 100)

@@ -15,7 +15,7 @@ import numpyro_epi as epi
 from long_coords import LONG
 from numpyro_epi import diagnostics, sensitivity
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.long]
 
 GUIDE = partial(epi.guides.AutoRealNVP, num_flows=4)
 OPTIONS = {"num_epochs": 4, "num_steps": 200, "progress_bar": False}

@@ -255,7 +255,6 @@ def test_check_prints_relations_and_nearest_targets():
     assert len(agreeing.relations) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_published_schedule_names_the_relation_at_the_end():
     options = {**OPTIONS, "schedule": epi.PublishedSchedule(c0=1.0), "num_steps": 50}
@@ -292,7 +291,6 @@ def check_gaussian(result, mean, var):
     assert abs(result.divergence - gaussian_kl(mean, var)) < 0.1
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_copies_that_agree_share_their_multipliers(capsys, tmp_path):
     result = epi.EPI(copies, **SLOW).run(KEY, (1.0, 3.0))
@@ -315,7 +313,6 @@ def test_copies_that_agree_share_their_multipliers(capsys, tmp_path):
     assert abs(found.change + gaussian_kl(1.025, 0.25) - gaussian_kl(1.0, 0.25)) < 0.02
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Expected targets that agree:UserWarning")
 def test_contradictions_within_the_tolerance_have_the_nearest_law(tmp_path):
@@ -328,7 +325,6 @@ def test_contradictions_within_the_tolerance_have_the_nearest_law(tmp_path):
     np.testing.assert_array_equal(again.table.mean, result.table.mean)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("warm_start", ["auto", False])
 def test_five_copies_converge(warm_start):
@@ -344,7 +340,6 @@ def test_five_copies_converge(warm_start):
     check_gaussian(epi.EPI(model, **options).run(KEY), 1.0, 0.25)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_sum_that_agrees_has_the_law_of_its_parts():
     def model():
@@ -357,7 +352,6 @@ def test_a_sum_that_agrees_has_the_law_of_its_parts():
     assert abs(result.divergence - 2 * gaussian_kl(0.5, 0.5)) < 0.1
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_rectified_statistics_have_a_law_of_their_own():
     """Truth by quadrature, at the multipliers of the run: the tilt of the prior."""

@@ -143,6 +143,7 @@ def program_and_result(request):
     return request.param, inference, inference.run(KEY)
 
 
+@pytest.mark.long
 def test_it_is_inferred(program_and_result):
     (_, _, _, choice), _, result = program_and_result
     assert result.gradient.choice == choice
@@ -163,6 +164,7 @@ def test_single_steps_take_one_that_exists(program, forward, reverse, choice):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 
+@pytest.mark.long
 def test_curvature_of_the_exact_law_does_without(program_and_result):
     """Autodiff or differences: the same function, log p0 - lambda . T."""
     _, _, result = program_and_result

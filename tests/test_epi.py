@@ -414,7 +414,7 @@ def test_replayed_draws_give_the_gradient_of_fresh_ones():
     assert (np.abs(unweighted - fresh) > 5 * np.sqrt(first**2 + third**2)).any()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_replayed_simulations_solve_a_slow_simulator():
     """x = exp(-z): the law is a tilt of the uniform one, its entropy by quadrature."""
     result = epi.EPI(very_slow_decay, progress_bar=False).run(KEY)

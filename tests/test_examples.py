@@ -60,14 +60,13 @@ BENCHMARKS = {
     "step_time": "--num-pairs 1",
 }
 
-# Runs of minutes, for `make test-long`.
-LONG = {"colliculus", "colliculus_regimes", "compare_nuts_svi"}
-LONG |= {"circuits", "linear_oscillator"}
+# Those that `.ci/run` runs; the others take minutes.
+IN_CI = {"quickstart", "stg", "law", "step_time"}
 
 
 def rows(table):
-    marks = [pytest.mark.slow], [pytest.mark.slow, pytest.mark.long]
-    return [pytest.param(x, marks=marks[x in LONG]) for x in sorted(table)]
+    marks = [pytest.mark.long], [pytest.mark.long, pytest.mark.ci]
+    return [pytest.param(x, marks=marks[x in IN_CI]) for x in sorted(table)]
 
 
 # Examples that simulate for longer than they compile.

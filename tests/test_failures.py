@@ -279,7 +279,6 @@ ACCURATE = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("share", "policy"),

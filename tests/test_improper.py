@@ -109,7 +109,7 @@ def simplex():
 
 # -- is there a law? ------------------------------------------------------------------
 
-slow = [pytest.mark.slow, pytest.mark.long]
+slow = [pytest.mark.long]
 REFUSED = {
     "property only": (property_only, (), "m", ()),
     "circular": (circular, (), "angle_unwrapped", ()),
@@ -221,7 +221,6 @@ def test_where_latents_stand_still_the_line_ends():
 # -- the whole run --------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("guide", [GUIDE, AutoMultivariateNormal])
 def test_a_mean_with_data_and_a_property(guide, capsys, tmp_path):
@@ -256,7 +255,6 @@ def tilted_scale(y):
     return sd, -p @ (np.log(density + 1e-300) - u)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_scale_with_data_and_a_property():
     """Against quadrature: tolerance 0.1 sds of log s, 10% of its sd, 0.1 nats.
@@ -273,7 +271,6 @@ def test_a_scale_with_data_and_a_property():
     assert result.entropy == pytest.approx(entropy, abs=0.1)
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_vector_far_from_zero():
     """Gaussian with mean y + 1/3 in each element, unit covariance."""

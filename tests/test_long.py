@@ -38,7 +38,7 @@ IN_CI = frozenset(
 
 
 def marks(name):
-    return [pytest.mark.long, pytest.mark.slow, *[pytest.mark.ci] * (name in IN_CI)]
+    return [pytest.mark.long, *[pytest.mark.ci] * (name in IN_CI)]
 
 
 @pytest.mark.parametrize(

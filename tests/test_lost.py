@@ -125,7 +125,7 @@ class Unnormalised(dist.Normal):
         return super().log_prob(value) + 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_unnormalised_prior_is_named():
     def model(prior):
         z = numpyro.sample("z", prior)

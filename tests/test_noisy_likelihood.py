@@ -218,6 +218,7 @@ def check_bound(bound, error, maximum):
     assert abs(bound - maximum) < 5 * error
 
 
+@pytest.mark.long
 def test_certificate_averages_over_the_noise():
     check_bound(*bound_of(FACTOR))
 
@@ -229,6 +230,7 @@ def test_check_of_the_certificate_flags_one_that_ignores_the_noise(monkeypatch):
         check_bound(*bound_of(FACTOR))
 
 
+@pytest.mark.long
 def test_weights_are_refused_where_noise_is_too_large(monkeypatch):
     monkeypatch.setattr(_mixture, "MAX_REPEATS", _mixture.NUM_REPEATS)
     result = result_of(FACTOR)
@@ -293,7 +295,6 @@ def test_nuts_is_refused_for_frozen_elements():
         sample(NUTS(seed(tilted(), 0)))
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_ways_out_of_the_refusal_work():
     sample(NUTS(tilted(num=20)))
@@ -303,7 +304,6 @@ def test_ways_out_of_the_refusal_work():
 # -- end to end -----------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize(
     "known",

@@ -179,7 +179,6 @@ def test_dependence_is_read_off_the_program():
     assert switched(1.0, 1.0, 1.0)[0] == switched(1.01, 1.0, 1.0)[0]
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize(
     "guide", [GUIDE, AutoMultivariateNormal], ids=["flow", "normal"]
@@ -195,7 +194,6 @@ def test_everything_runs_on_a_network_with_random_weights(guide, tmp_path):
     np.testing.assert_array_equal(result.log_prob(draws), again.log_prob(draws))
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_fixed_centring_gives_the_exact_law():
     """theta ~ Normal(0, 5) tilted to mean 1: tolerance 0.1 sds, 10% of the sd."""

@@ -107,7 +107,8 @@ def gaussian():
 EXACT_ENTROPY = np.log(2 * np.pi * np.e) + 0.5 * np.log(0.25 * 0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.long
 @pytest.mark.parametrize("keeps", [True, False])
 def test_an_epoch_that_ruins_the_guide_does_no_harm(keeps, monkeypatch):
     """Its twin, which takes the last guide instead of the best, is lost."""

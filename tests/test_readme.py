@@ -34,7 +34,8 @@ def test_first_line_says_what_it_is():
     assert "not epidemiology" in README.split("\n\n")[1].replace("\n", " ")
 
 
-@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.long
 def test_example_runs_as_printed(monkeypatch, capsys):
     # Only smaller: the printed lines use the default options.
     monkeypatch.setattr(epi, "EPI", functools.partial(epi.EPI, **TINY))

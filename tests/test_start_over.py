@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 
 import numpyro_epi as epi
 from numpyro_epi._train import approach
@@ -29,6 +30,7 @@ def run():
     return estimator.run(jax.random.key(0))
 
 
+@pytest.mark.long
 def test_training_starts_from_an_untrained_guide_where_the_fit_is_poor(monkeypatch):
     fitted = run()
     monkeypatch.setattr(approach, "MAX_MISFIT", -np.inf)

@@ -67,7 +67,6 @@ def model():
     epi.emergent_property(z.sum(), mean=0.5, var=0.25, name="sum")
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_run_does_not_depend_on_the_units_of_parameters():
     # Few steps, as differences by rounding grow with each.

@@ -14,7 +14,7 @@ import pytest
 
 import numpyro_epi as epi
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def run(model, seed=0, **options):
@@ -22,6 +22,7 @@ def run(model, seed=0, **options):
     return inference.run(jax.random.key(seed))
 
 
+@pytest.mark.ci
 def test_gaussian_is_recovered():
     """100,000 draws: standard errors 0.003 sd of the mean and 0.2% of the sd."""
     mean, sd = np.array([0.5, -1.0]), np.array([0.5, 0.7])
@@ -44,6 +45,7 @@ def count(z):
     return jnp.floor(z)
 
 
+@pytest.mark.ci
 def test_count_without_gradient_is_solved():
     """Maximum entropy: weights of ten cells, constant within each."""
 
@@ -85,6 +87,7 @@ def test_simplex_latent():
     np.testing.assert_allclose(result.draws.latents["w"].sum(-1), 1.0, atol=1e-5)
 
 
+@pytest.mark.ci
 def test_masked_failures_give_the_truncated_law():
     """z ~ N(0, 1) on z < 1.2816 with mean 0.5 and variance 0.25: by quadrature."""
 
@@ -143,6 +146,7 @@ def test_units_do_not_matter():
     assert float(jnp.abs(wrong - draws).mean() / draws.std()) > 0.05
 
 
+@pytest.mark.ci
 def test_data_and_property_together():
     """y = z1 + z2 + noise observed, and a property of z1 - z2: they factorise."""
 

@@ -23,7 +23,6 @@ def ridge():
     epi.emergent_property(stats, mean=[0.3, 0.3], var=[0.02**2, 0.03**2])
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_a_model_of_16_latents_converges():
     """Its guide is left, and lacks 0.8 nats of the maximum at the end.

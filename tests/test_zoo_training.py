@@ -13,17 +13,26 @@ import numpyro_epi as epi
 from quadrature import deviations, tilt_of
 from zoo import ZOO
 
-pytestmark = pytest.mark.slow
-LONG = pytest.mark.long
+pytestmark = pytest.mark.long
+# Rows of the first key that `.ci/run` runs.
+IN_CI = {"gaussian", "equal_modes", "count", "noisy"}
 
 # A mode may gain or lose this much mass: 0.05 nats at a mass of one half, 0.1 at 0.8.
 MASS_BOUND = 0.15
 
 
-@pytest.fixture(scope="module", params=ZOO.values(), ids=ZOO)
+@pytest.fixture(scope="module")
 def problem_and_inference(request):
     """One inference for all keys of a problem, which compiles once."""
-    return request.param, epi.EPI(request.param.model, progress_bar=False)
+    problem = ZOO[request.param]
+    return problem, epi.EPI(problem.model, progress_bar=False)
+
+
+def rows():
+    for name in ZOO:
+        for key in (0, 1, 2):
+            marks = [pytest.mark.ci] * (name in IN_CI and key == 0)
+            yield pytest.param(name, key, marks=marks)
 
 
 def corrected_objective(result):
@@ -51,7 +60,9 @@ def split_targets(table):
     return [list(table.split(x).values()) for x in (table.mean, table.var)]
 
 
-@pytest.mark.parametrize("key", [0, *(pytest.param(k, marks=LONG) for k in (1, 2))])
+@pytest.mark.parametrize(
+    ("problem_and_inference", "key"), list(rows()), indirect=["problem_and_inference"]
+)
 def test_default_options_reach_the_maximum(problem_and_inference, key):
     """20,000 evaluation draws or more: standard errors of 0.0001 to 0.02 nats.
 

@@ -5,7 +5,8 @@
 
 The merit of a guide is minus its KL to the law (its score where there is no law) less a
 price on what it violates. Where it gains nothing for some epochs, the best guide so far
-goes on at half the rate; after some halvings it is the answer. A guide that an epoch has ruined comes back by the same rule.
+goes on at half the rate; after some halvings it is the answer. A guide that an epoch
+has ruined comes back by the same rule.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from numpyro_epi._train.records import Scores
 from numpyro_epi._train.state import EPIState, choose_restarts
 
 # Nats that a violation of the tolerance costs, in its square.
-VIOLATION_COST = 0.02
+VIOLATION_COST = 0.05
 # Nats that count as a gain, epochs without one before the rate is halved, and halvings.
 MIN_GAIN, PATIENCE, MAX_HALVINGS = 0.001, 2, 3
 # Of a state, what goes on whatever guide it has.

@@ -251,13 +251,13 @@ def grid_entropy(num_simulations, num_points=41):
     return value
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_maximum_entropy():
     # 48 simulations at each of 1,681 points leave a bias of about 0.01.
     assert abs(grid_entropy(48) - stg.PAPER.max_entropy) < 0.02
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_maximum_entropy_needs_many_simulations():
     # The broken twin of the test above.
     assert grid_entropy(3) > stg.PAPER.max_entropy + 0.05

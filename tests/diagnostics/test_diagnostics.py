@@ -48,7 +48,7 @@ CHEAP = [name for name in ZOO if name not in ("linear", "product")]
 FACTORS = (0.7, 1.0, 1.3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHEAP)
 def test_bound_holds_for_any_multipliers(name):
     """`bound >= maximum - 3 s.e.` for 3 multipliers and 20 keys, where s.e. <= 0.03.
@@ -99,6 +99,7 @@ def confined(name):
 STARTS = {"equal_modes": [1.7, 1.0], "unequal_modes": [2.0, 0.0]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", list(STARTS))
 def test_lost_mode_shows_in_the_gap(name):
     """The kept mode has at most 0.8 of the mass: at least log(1 / 0.8) is lost."""
@@ -122,6 +123,7 @@ def test_lost_mode_shows_in_the_gap(name):
     assert weights.sum() ** 2 / (weights**2).sum() > 0.5 * weights.size
 
 
+@pytest.mark.long
 def test_certificate_of_data_and_property():
     """The likelihood is part of bound and objective; 10,000 draws."""
     problem, result = ZOO["conditional"], trained("conditional")
@@ -202,6 +204,7 @@ def test_adjusted_p_values_are_those_of_holm():
 # -- restarts -------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_restart_without_a_mode_is_named():
     """Restart 1 keeps its draws with a positive coordinate only, and their density."""
     result = trained("equal_modes", num_restarts=2)

@@ -68,7 +68,6 @@ def test_svi_finds_two_shares_of_tosses():
     assert misses(guide, case_named("beta_bernoulli"), KEYS[:1]) < 1
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", FLOWS)
@@ -77,7 +76,6 @@ def test_svi_finds_posterior_means(kind, case):
     assert (found < 1).all(), found
 
 
-@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_a_flow_of_numpyro_meets_the_same_tolerances(case):
@@ -85,7 +83,6 @@ def test_a_flow_of_numpyro_meets_the_same_tolerances(case):
     assert (found < 1).all(), found
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_twin_with_full_steps_is_lost():
     found = misses(FullSteps, case_named("list_of_guides"), KEYS)

@@ -101,12 +101,12 @@ def check_draws(multipliers):
         assert abs(estimate.mean()) < 5 * estimate.std() / np.sqrt(size)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nuts_draws_from_the_closed_form():
     check_draws(L)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_draws_check_flags_a_flipped_sign():
     with pytest.raises(AssertionError):
         check_draws(-L)

@@ -52,7 +52,7 @@ def test_failed_simulations_and_constants_do_not_spoil_it():
     assert (scale > 0).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_guide_without_a_warm_start_reaches_targets_six_sds_away():
     """Three Gaussians; their exact entropy is 3/2 log(2 pi e / 4)."""
 

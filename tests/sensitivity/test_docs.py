@@ -39,7 +39,6 @@ def test_examples_of_docstrings_run_as_printed(name):
     assert failed == 0
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_tutorial_runs():
     """With a shorter run than the page's, which prints other digits."""

@@ -44,6 +44,7 @@ def test_information_of_a_gaussian():
     assert (np.abs(chain - found.joint) < slack + 0.05).all()
 
 
+@pytest.mark.long
 def test_information_of_several_sites_is_finite():
     found = sensitivity.information(sites(), KEY, num_draws=1000, num_conditional=20)
     for values in found[:4]:

@@ -62,6 +62,7 @@ def test_forward_mode_gives_the_same_tilted_hessian(monkeypatch):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_hessian_of_a_flow_is_close_to_the_exact_precision():
     result = flow()
     at = {"z": result.draws.latents["z"].mean(axis=0)}
@@ -87,7 +88,8 @@ def error_of_a_default_flow():
     return max(error[0], np.median(error)) / np.linalg.norm(precision, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.long
 def test_hessian_of_a_default_flow_is_within_5_percent(monkeypatch):
     """The broken twin: without weight decay the flow learns the gaps between the draws
     of its first fit. Of key 1 the errors are 1.2% and, on two machines, 9.0 and 4.3%.
@@ -135,6 +137,7 @@ def test_hessian_agrees_with_differences_of_the_density(coordinates):
     assert np.isnan(found.tilted).all()
 
 
+@pytest.mark.long
 def test_log_coordinates_follow_the_chain_rule():
     """With x = log w, the density of x has Hessian w_i w_j H_ij + delta_ij w_i g_i."""
     result = edge()

@@ -12,7 +12,7 @@ import numpyro_epi as epi
 from numpyro_epi import sensitivity
 from numpyro_epi.circuits import linear
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")

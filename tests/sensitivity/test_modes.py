@@ -36,6 +36,7 @@ def test_a_gaussian_has_one_mode(seed):
     assert (found.component, found.on_ridge, found.at_boundary) == ([0], [0], [0])
 
 
+@pytest.mark.long
 def test_both_modes_are_found_once_each():
     """The exact law has modes at z0 = -1.9 and 1.9, each with half of the draws."""
     result = two_modes()

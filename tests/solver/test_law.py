@@ -82,7 +82,8 @@ def assert_is_law(law, log_normalizer):
     assert (np.abs(law.violation) < 4 * law.violation_error + 0.02).all()
 
 
-@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "num_repeats", "exact"),
     [
@@ -95,7 +96,8 @@ def test_importance_sampling_finds_the_law(model, num_repeats, exact):
     assert_is_law(find(model, num_repeats), exact)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["hmc", "walk"])
 def test_chains_find_the_law(kind, monkeypatch):
     monkeypatch.setattr("numpyro_epi._solver.law.MAX_IMPORTANCE_LATENTS", 0)
@@ -237,7 +239,8 @@ def test_families_share_their_errors():
     assert twin[0] < 0.4 * error[0]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.long
 def test_what_cannot_be_reached_stalls():
     def model():
         z = numpyro.sample("z", dist.Uniform(0.0, 1.0))
