@@ -62,7 +62,8 @@ def _restart(engine: Engine, outcome: RunOutcome, r: int) -> EPIRestart:
     relations = confirmed_relations(table.flatten(draws.statistics), table.has_var)
     scaled = smallest_multipliers(scaled, table, relations)
     objective = -scores.divergence + scores.log_likelihood
-    params = jax.tree.map(lambda x: x[r], outcome.state.average)
+    average = jax.tree.map(np.asarray, outcome.state.average)
+    params = jax.tree.map(lambda x: jnp.asarray(x[r]), average)
     return EPIRestart(
         params=engine.guide.constrain(params),
         status=outcome.status[r],
@@ -97,7 +98,7 @@ def _law(
     rows = pool.is_valid & (weights > 0)
     pool, weights = pool.take(np.flatnonzero(rows)), weights[rows]
     dtype = jnp.result_type(float)
-    latents, log_dets = engine.problem.constrain(jnp.asarray(pool.u, dtype))
+    latents, log_dets = engine.problem.constrain_draws(pool.u.astype(dtype))
     log_det = np.asarray(log_dets, np.float64)
     log_p = pool.log_density(1.0, law.multipliers) - law.log_normalizer - log_det
     log_prior = pool.log_prior - log_det
@@ -107,7 +108,7 @@ def _law(
     return EPILaw(
         method=law.method,
         draws=EPIDraws(
-            latents={name: np.asarray(value) for name, value in latents.items()},
+            latents=latents,
             statistics=table.split(stats.astype(dtype)),
             log_density=log_p,
             log_prior=log_prior,
@@ -162,12 +163,12 @@ def _draws(engine: Engine, outcome: RunOutcome, r: int) -> EPIDraws:
     ev = outcome.evaluation
     stats = np.asarray(ev.stats[r])
     rows = np.isfinite(stats).all(axis=-1) & np.isfinite(ev.log_likelihood[r])
-    latents, log_det = engine.problem.constrain(jnp.asarray(ev.u[r][rows]))
+    latents, log_det = engine.problem.constrain_draws(ev.u[r][rows])
     log_share = np.log(max(rows.mean(), 1.0 / rows.size))
     return EPIDraws(
-        latents={name: np.asarray(value) for name, value in latents.items()},
+        latents=latents,
         statistics=outcome.table.split(stats[rows]),
-        log_density=np.asarray(ev.log_q[r][rows] - log_det - log_share),
-        log_prior=np.asarray(ev.log_prior[r][rows] - log_det),
-        log_likelihood=np.asarray(ev.log_likelihood[r][rows]),
+        log_density=ev.log_q[r][rows] - log_det - log_share.astype(log_det.dtype),
+        log_prior=ev.log_prior[r][rows] - log_det,
+        log_likelihood=ev.log_likelihood[r][rows],
     )

@@ -103,6 +103,8 @@ class Problem:
             p.stat.dtype for p in properties.values() for _ in range(p.stat.size)
         )
         self.num_latents = sum(site.num_coordinates for site in self.sites)
+        # Sites are ordered anew, and cut: what is compiled is for some of them.
+        self._constrain_program: tuple[Any, Any] = (None, None)
         # Behind the cuts of circles; see `circles`.
         self.num_pilot_simulations = 0
         self.can_sample_prior = all(site.has_density for site in self.sites)
@@ -177,6 +179,13 @@ class Problem:
             term = site.transform.log_abs_det_jacobian(value, latents[name])
             log_det = log_det + term.sum(tuple(range(u.ndim - 1, term.ndim)))
         return latents, log_det
+
+    def constrain_draws(self, u: Any) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The same on the host, by one compiled program for each number of draws."""
+        if self._constrain_program[0] is not self.sites:
+            self._constrain_program = (self.sites, jax.jit(self.constrain))
+        found = self._constrain_program[1](jnp.asarray(u))
+        return jax.tree.map(np.asarray, found)
 
     def unconstrain(self, latents: dict[str, jax.Array]) -> jax.Array:
         """Flat vector u, shape (..., D), of latents by site name."""

@@ -91,11 +91,12 @@ def move_on(
 
 
 def has_moved(before: Position, after: Position) -> bool:
-    """Whether a round has brought the law a tenth of the way that was left."""
+    """Whether a round has brought the law a tenth of the way: that left, or behind."""
     gain = after.temperature - before.temperature
     return (
         after.is_at_the_law
         or after.distance < PROGRESS * before.distance
+        or 1.0 - after.distance > (1.0 - before.distance) / PROGRESS
         or gain > (1.0 - PROGRESS) * (1.0 - before.temperature)
         or after.temperature > before.temperature / PROGRESS
     )

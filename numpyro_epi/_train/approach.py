@@ -9,6 +9,7 @@ targets that move (`steer`).
 
 from functools import cached_property
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -232,8 +233,8 @@ class Approach:
             )
         is_slow = self.gaps > LARGE_GAP
         return state._replace(
-            rate=jnp.where(is_slow, FAR_RATE, state.rate),
-            anchor=jnp.where(is_slow, 0.0, state.anchor),
+            rate=_where(is_slow, FAR_RATE, state.rate),
+            anchor=_where(is_slow, 0.0, state.anchor),
             pool=state.pool.empty if is_slow.all() else state.pool,
         )
 
@@ -307,6 +308,11 @@ class Approach:
             masks_invalid=self.options.on_invalid == "mask",
             leaves_out=self.options.leaves_out,
         )
+
+
+def _where(rows: np.ndarray, new: float, old: jax.Array) -> jax.Array:
+    """A number in some rows, on the host, where nothing is compiled."""
+    return jnp.asarray(np.where(rows, new, np.asarray(old)), old.dtype)
 
 
 def _is_law(law: Law | None) -> bool:

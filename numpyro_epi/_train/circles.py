@@ -13,11 +13,9 @@ may be rough, since nothing but the place of a cut depends on them.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._charts import Charted, find_centre
-from numpyro_epi._math.constraints import deviations
 from numpyro_epi._math.importance import mixture_log_density, normalize_log_weights
 from numpyro_epi._model.problem import Problem
 from numpyro_epi._sites import Latent
@@ -51,7 +49,7 @@ def cut_circles(problem: Problem, guide: Any, options: Options) -> None:
         return
     with plain_solver_errors():
         u, weights = _weighted_draws(problem, circles, options)
-    latents, _ = problem.constrain(jnp.asarray(u))
+    latents, _ = problem.constrain_draws(u)
     found = {}
     for site in circles:
         angles = np.asarray(latents[site.name]).reshape(len(u), -1)
@@ -80,8 +78,7 @@ def _weighted_draws(
     if not is_valid.any():
         return u[0], np.ones(num)
     table = problem.table.with_scale(stats[is_valid])
-    known = jnp.asarray(np.where(is_valid[:, None], stats, 0.0))
-    devs = np.asarray(deviations(known, table.targets, table.has_var))
+    devs = table.deviations(np.where(is_valid[:, None], stats, 0.0))
     log_prior = np.where(is_valid, sim.log_prior[0], 0.0)
     known_lik = np.where(is_valid, log_lik, 0.0)
     draws = Draws(u[0], log_prior, log_prior, known_lik[None], devs[None], is_valid)
@@ -112,7 +109,7 @@ def _spread(
 
 def _log_ratio(problem: Problem, circles: list[Latent], u: np.ndarray) -> np.ndarray:
     """Log density of the angles that are spread, over that of uniform ones; (n,)."""
-    latents, _ = problem.constrain(jnp.asarray(u))
+    latents, _ = problem.constrain_draws(u)
     total = np.zeros(len(u))
     for site in _fixed(circles):
         terms = site.prior.log_prob(latents[site.name])

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax, random, vmap
 from jax.flatten_util import ravel_pytree
@@ -100,13 +101,13 @@ def fit_best(fit: Fit, params: Params, *args: Any) -> Params:
         args: further arguments of `fit` but the decay.
     """
     best, best_value = fit(params, *args, DECAYS[0])
-    if not ravel_pytree(_is_kernel(params))[0].any():
+    if not any(x.any() for x in jax.tree.leaves(_is_kernel(params))):
         return best
     for decay in DECAYS[1:]:
         new, value = fit(params, *args, decay)
-        is_better = value > best_value
+        is_better = np.asarray(value) > np.asarray(best_value)
         best = choose_rows(is_better, new, best)
-        best_value = jnp.where(is_better, value, best_value)
+        best_value = np.where(is_better, value, best_value)
     return best
 
 
@@ -115,6 +116,6 @@ def _is_kernel(params: Params) -> Params:
 
     def mark(path: tuple, x: jax.Array) -> jax.Array:
         name = getattr(path[-1], "key", None) if path else None
-        return jnp.full_like(x, name == "kernel")
+        return np.full(jnp.shape(x), name == "kernel", x.dtype)
 
     return jax.tree_util.tree_map_with_path(mark, params)

@@ -66,16 +66,24 @@ class GuideFunctions:
         problem.order_sites(list(self.guide._init_locs))
         if self.guide is not guide:
             _begin_at(self.guide, problem)
-        sites = self._param_sites(rng_key)
-        self.transforms = {
-            name: biject_to(site["kwargs"].get("constraint", constraints.real))
-            for name, site in sites.items()
-            if not name.endswith("$params")
-        }
+        self.transforms = self._find_transforms(rng_key)
         self.has_density = not isinstance(self.guide, autoguide.AutoBNAFNormal)
         self.has_fast_density = self.has_density and not isinstance(
             self.guide, autoguide.AutoIAFNormal
         )
+
+    def _find_transforms(self, rng_key: jax.Array) -> dict[str, Any]:
+        """By name, of parameters to unconstrained ones; nothing is computed."""
+        found = {}
+
+        def look(key: jax.Array) -> None:
+            for name, site in self._param_sites(key).items():
+                if not name.endswith("$params"):
+                    constraint = site["kwargs"].get("constraint", constraints.real)
+                    found[name] = biject_to(constraint)
+
+        jax.eval_shape(look, rng_key)
+        return found
 
     def _param_sites(self, rng_key: jax.Array) -> dict[str, dict]:
         seeded = numpyro_handlers.seed(self._posterior_program, rng_key)

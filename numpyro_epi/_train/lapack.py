@@ -49,8 +49,9 @@ def warn_of_deadlock(problem: Problem, num_particles: int) -> None:
     if jax.default_backend() != "cpu":
         return
     num_workers = count_workers()
-    u = jnp.zeros((num_particles, problem.num_latents))
-    keys = random.split(random.key(0), num_particles)
+    shape = (num_particles, problem.num_latents)
+    u = jax.ShapeDtypeStruct(shape, jnp.result_type(float))
+    keys = jax.eval_shape(lambda: random.split(random.key(0), num_particles))
     found = calls_at_once(jax.make_jaxpr(vmap(problem.simulate))(u, keys).jaxpr)
     if num_workers > 1 and found >= num_workers:
         warnings.warn(

@@ -66,10 +66,16 @@ class Plateau(NamedTuple):
     def after(
         self, state: EPIState, scores: Sequence[Scores], merit: np.ndarray
     ) -> tuple["Plateau", EPIState]:
-        """Take note of an epoch; and the state to go on from."""
+        """Take note of an epoch; and the state to go on from.
+
+        A score has noise: of guides that it cannot tell apart the last one is best.
+        """
         merit = np.where(np.isfinite(merit), merit, -np.inf)
-        is_better = merit > self.merit
-        has_gained = merit > self.merit + MIN_GAIN
+        noise = np.array(
+            [2.0 * s.score_error if np.isnan(s.gap) else 0.0 for s in scores]
+        )
+        is_better = merit > self.merit - noise
+        has_gained = merit > self.merit + MIN_GAIN + noise
         best = choose_restarts(is_better, state, self.best, keep=KEPT)
         num_stale = np.where(has_gained, 0, self.num_stale + 1)
         is_stale = num_stale >= PATIENCE
@@ -79,7 +85,7 @@ class Plateau(NamedTuple):
                 new if good else old
                 for new, old, good in zip(scores, self.scores, is_better, strict=True)
             ),
-            np.where(is_better, merit, self.merit),
+            np.maximum(merit, self.merit),
             np.where(is_stale, 0, num_stale),
             self.num_halvings + is_stale,
         )

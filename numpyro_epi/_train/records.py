@@ -18,8 +18,9 @@ from numpyro_epi._train.status import EPIStatus
 class Scores(NamedTuple):
     """Moments of one restart's draws; see `EPIHistory` for the meaning of each.
 
-    `variance` is that of T, scaled units, shape (K,), `divergence_error` the standard
-    error of the divergence, and `gap` nats from the law, NaN where there is none.
+    `variance` is that of T, scaled units, shape (K,), `divergence_error` and
+    `score_error` the standard errors of the divergence and of the score without its
+    correction, and `gap` nats from the law, NaN where there is none.
     """
 
     entropy: float
@@ -30,6 +31,7 @@ class Scores(NamedTuple):
     invalid: float
     variance: np.ndarray
     divergence_error: float = np.inf
+    score_error: float = 0.0
     gap: float = np.nan
 
     def score(self, multipliers: np.ndarray) -> float:

@@ -54,6 +54,8 @@ class Runner:
         self.num_restarts = self.options.num_restarts
         self.start = time.perf_counter()
         self.records: list[EpochRecord] = []
+        shape = (self.num_restarts, self.engine.problem.table.num_constraints)
+        self.dual_rate, self.last_violation = np.ones(shape), np.zeros(shape)
         self.state: Any = None
         self.final: tuple[Evaluation, list[Scores]] | None = None
         num_replayed = int(self.options.num_evaluation * REPLAY_SHARE)
@@ -69,8 +71,10 @@ class Runner:
         try:
             while len(self.records) < self.options.num_epochs:
                 record = self.run_epoch(stat_gradient, progress)
-                merit = self._look(record.scores)[1]
                 self.state = self._add_violation(record)
+                merit = self._look(record.scores)[1]
+                # Two guides are compared at the same multipliers, the last ones.
+                plateau = plateau.with_scores(*self._look(plateau.scores))
                 problem = self.simulations.seen.unreachable(self.simulations.table)
                 if problem is not None and len(self.records) >= FIRST_LOOK:
                     return [(EPIStatus.UNREACHABLE, problem)] * self.num_restarts
@@ -97,12 +101,21 @@ class Runner:
         return scores, merits(scores, multipliers, self.options.tolerance)
 
     def _add_violation(self, record: EpochRecord) -> EPIState:
-        """To each guide's own multipliers, penalty times what it violates is added."""
+        """To each guide's own multipliers, penalty times what it violates is added.
+
+        Twice as much as in the epoch before where that was not enough, and half where
+        it was too much: the sign of a violation tells (Rprop: Riedmiller & Braun, A
+        direct adaptive method for faster backpropagation learning, 1993).
+        """
         violation = np.nan_to_num([s.violation for s in record.scores])
-        change = np.asarray(self.state.penalty) * np.clip(violation, -1.0, 1.0)
-        return self.state._replace(
-            multipliers=self.state.multipliers + jnp.asarray(change, float)
-        )
+        same = np.sign(violation * self.last_violation)
+        is_large = np.abs(violation) > NEAR * self.options.tolerance
+        self.dual_rate *= np.where(is_large, 2.0**same, 1.0)
+        self.last_violation = violation
+        change = self.dual_rate * np.asarray(self.state.penalty)
+        change *= np.clip(violation, -1.0, 1.0)
+        multipliers = np.asarray(self.state.multipliers) + change
+        return self.state._replace(multipliers=jnp.asarray(multipliers, float))
 
     def _is_near(self, plateau: Plateau) -> bool:
         """Whether the best guides may be within the tolerances of their maximum."""

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 
-from numpyro_epi._math.constraints import deviations
 from numpyro_epi._math.convergence import violation_with_error
 from numpyro_epi._math.noisy import MAX_VARIANCE, MIN_REPEATS
 from numpyro_epi._train.chunks import Evaluation, split_keys
@@ -105,10 +104,7 @@ class Simulations:
     def deviations(self, stats: np.ndarray) -> np.ndarray:
         """T of statistics (..., S) on the host, zero where they are not finite."""
         good = np.isfinite(stats).all(axis=-1, keepdims=True)
-        devs = deviations(
-            jnp.asarray(np.where(good, stats, 0.0)), self.table.targets, self.has_var
-        )
-        return np.where(good, np.asarray(devs), 0.0)
+        return np.where(good, self.table.deviations(np.where(good, stats, 0.0)), 0.0)
 
     def note(self, u: np.ndarray, log_lik: np.ndarray, stats: np.ndarray) -> np.ndarray:
         """Count simulations of shape (R, n, ...); raise or return their validity."""
@@ -148,8 +144,7 @@ class Simulations:
     def check_precision(self, u: np.ndarray) -> None:
         """Refuse statistics and priors that the computing type cannot resolve."""
         check_statistics(self.table, self.problem.stat_dtypes)
-        latents, _ = self.problem.constrain(jnp.asarray(u[0]))
-        check_latents(jax.tree.map(np.asarray, latents))
+        check_latents(self.problem.constrain_draws(u[0])[0])
 
     def _plan_repeats(self, variance: np.ndarray) -> None:
         """Simulations of each draw of a law, from variances of log L at prior draws.
@@ -187,16 +182,18 @@ class Simulations:
             violation, error = violation_with_error(devs[r][rows])
             log_q = ev.log_q[r][rows] - np.log(share)
             ratios = np.asarray(log_q - ev.log_prior[r][rows], np.float64)
+            log_lik = np.asarray(ev.log_likelihood[r][rows], np.float64)
             scores.append(
                 Scores(
                     entropy=float(np.mean(ev.log_det[r][rows] - log_q)),
                     divergence=float(np.mean(ratios)),
-                    log_likelihood=float(np.mean(ev.log_likelihood[r][rows])),
+                    log_likelihood=float(np.mean(log_lik)),
                     violation=violation,
                     violation_error=error,
                     invalid=1.0 - share,
                     variance=error**2 * rows.sum(),
                     divergence_error=float(ratios.std() / np.sqrt(rows.sum())),
+                    score_error=float((log_lik - ratios).std() / np.sqrt(rows.sum())),
                 )
             )
         return scores

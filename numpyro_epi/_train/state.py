@@ -125,9 +125,16 @@ def choose_rows(is_new: Any, new: Any, old: Any) -> Any:
         new: tree to take them from.
         old: tree of the others.
     """
+    is_new = np.asarray(is_new)
+    if is_new.all() or not is_new.any():
+        return new if is_new.all() else old
 
     def choose(a: Any, b: Any) -> Any:
-        return jnp.where(is_new.reshape((-1,) + (1,) * (jnp.ndim(a) - 1)), a, b)
+        rows = is_new.reshape((-1,) + (1,) * (jnp.ndim(a) - 1))
+        if jnp.issubdtype(jnp.asarray(a).dtype, jax.dtypes.prng_key):
+            return jnp.where(rows, a, b)
+        # On the host, where nothing is compiled.
+        return jnp.asarray(np.where(rows, np.asarray(a), np.asarray(b)))
 
     return jax.tree.map(choose, new, old)
 
