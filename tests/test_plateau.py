@@ -28,7 +28,7 @@ def state(mark, num_restarts=2):
 
 def scores(violation=0.0, divergence=1.0):
     v = np.array([violation])
-    return Scores(0.0, divergence, 0.0, v, np.ones(1), 0.0, np.ones(1))
+    return Scores(0.0, divergence, 0.0, v, np.zeros(1), 0.0, np.ones(1))
 
 
 def begin(*merit):

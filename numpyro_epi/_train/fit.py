@@ -29,7 +29,7 @@ FIT_RATE = 3e-3
 # law even better, and takes 0.1 nats from one of two curved ridges.
 DECAYS = (0.0, 0.3)
 
-Fit = Callable[..., tuple[Params, jax.Array]]
+Fit = Callable[..., tuple[Params, Any]]
 
 
 def make_fit(guide: GuideFunctions) -> Fit:
