@@ -114,7 +114,7 @@ def fit_best(fit: Fit, params: Params, *args: Any) -> Params:
 def _is_kernel(params: Params) -> Params:
     """One at each entry of a kernel of a network, zero elsewhere."""
 
-    def mark(path: tuple, x: jax.Array) -> jax.Array:
+    def mark(path: tuple, x: jax.Array) -> np.ndarray:
         name = getattr(path[-1], "key", None) if path else None
         return np.full(jnp.shape(x), name == "kernel", x.dtype)
 
