@@ -137,6 +137,10 @@ class ConstraintTable:
         spread = np.where(spread > 0, spread, np.maximum(np.abs(self.mean), 1.0))
         return replace(self, scale=np.where(self.has_var, self.scale, spread))
 
+    def units_in(self, other: "ConstraintTable") -> np.ndarray:
+        """What T is to be multiplied by, to have the scales of another table, (K,)."""
+        return np.append(self.scale / other.scale, np.ones(self.has_var.sum()))
+
     def split(self, values: np.ndarray) -> dict[str, np.ndarray]:
         """Statistics of shape (..., S) as `{site: (..., *shape)}`."""
         result, start = {}, 0

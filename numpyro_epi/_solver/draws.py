@@ -4,6 +4,7 @@
 """Simulated draws: the one container of the solver, and how they are made."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +13,14 @@ import numpy as np
 from jax import lax, random, vmap
 
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._model.problem import Problem, Simulation
 
 # Simulations side by side: as many as keep their largest array within so many bytes.
 BATCH_BYTES, MIN_BATCH = 2**20, 16
+# Draws that tell the spread of a statistic under a law, and the factor by which a scale
+# has to change on the way before units do.
+NUM_SPREAD, MIN_CHANGE = 4000, 2.0
 # Takes note of latents, log likelihoods and statistics of simulations, (n, ...).
 Note = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
@@ -97,6 +102,10 @@ class Draws(NamedTuple):
             self.repeats[:, rows],
             self.is_valid[rows],
         )
+
+    def in_units(self, units: np.ndarray) -> "Draws":
+        """The same with T times `units`, shape (K,)."""
+        return self._replace(repeats=self.repeats * units)
 
     def with_repeats(self, other: "Draws") -> "Draws":
         """The same draws, simulated more often."""
@@ -197,6 +206,32 @@ class Simulator:
         return np.concatenate([np.asarray(self.programs.prior(key)) for key in keys])[
             :num
         ]
+
+    def settle_units(
+        self, draws: Draws, weights: np.ndarray, change: float = MIN_CHANGE
+    ) -> np.ndarray | None:
+        """Measure statistics without a target variance in their spread under a law.
+
+        Args:
+            draws: simulated draws.
+            weights: that make them draws of the law, sum to one.
+            change: of a scale, as a factor, that is worth it.
+
+        Returns:
+            What T is to be multiplied by from now on, shape (K,); None if nothing
+            changes.
+        """
+        table = self.table
+        if table.has_var.all():
+            return None
+        rows = systematic_resample(weights, NUM_SPREAD, 0.5)
+        first = draws.repeats[0][rows, : table.num_statistics]
+        new = table.with_scale(table.mean + table.scale * first)
+        scale = np.where(first.std(axis=0) > 0, new.scale, table.scale)
+        if np.abs(np.log(scale / table.scale)).max() <= np.log(change):
+            return None
+        self.table = replace(table, scale=scale)
+        return table.units_in(self.table)
 
     def __call__(self, u: Any, rng_key: jax.Array) -> Draws:
         """Simulate draws u, shape (n, D); what is not finite becomes 0, and invalid."""

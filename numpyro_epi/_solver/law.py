@@ -97,6 +97,17 @@ class Law(NamedTuple):
         """Whether fresh draws show that the law meets its targets."""
         return not self.reason
 
+    def in_units(self, units: np.ndarray) -> "Law":
+        """The same where T is measured in others: it is times `units`, shape (K,)."""
+        return self._replace(
+            draws=self.draws.in_units(units),
+            pool=self.pool.in_units(units),
+            multipliers=self.multipliers / units,
+            violation=self.violation * units,
+            violation_error=self.violation_error * units,
+            noise_error=self.noise_error * units,
+        )
+
     @property
     def is_usable(self) -> bool:
         """Whether it may be trusted enough for a guide to start from."""
@@ -190,9 +201,10 @@ def _search(
 ) -> Law:
     """By importance sampling, and by chains where that does not lead there."""
     is_noisy, found = simulator.num_repeats > 1, None
-    if is_noisy or simulator.problem.num_latents <= MAX_IMPORTANCE_LATENTS:
-        keys = random.split(rng_key)
-        population = Population(simulator, int(ROUND * size))
+    keys = random.split(rng_key, 3)
+    population = Population(simulator, int(ROUND * size))
+    is_narrow = simulator.problem.num_latents <= MAX_IMPORTANCE_LATENTS
+    if is_noisy or is_narrow:
         state = population.init(keys[0])
         while not (state.is_done or state.is_stalled):
             state = population.advance(state)
@@ -205,6 +217,11 @@ def _search(
     num = NUM_GROUPS * max(int(PARTICLES * size) // NUM_GROUPS, MIN_GROUP)
     particles = Particles(simulator, choose_kind(), num)
     law = _chains(particles, rng_key, standard)
+    if is_narrow and law.is_at_the_targets and not law.converged:
+        # Log Z along a path lags more than the draws at its end: those show the way.
+        state = population.at(law.pool, law.multipliers, keys[2])
+        again = _settle_population(population, state, keys[1], standard, size)
+        law = again if again.converged else law
     is_better = law.converged or found is None or not found.is_usable
     return law if is_better or found is None else found
 
@@ -321,6 +338,7 @@ def _chains(particles: Particles, rng_key: jax.Array, standard: Standard) -> Law
         first = particles.advance(first)
     if first.is_stalled:
         return _judge_chains(particles, first, first, keys[3], standard, first.draws)
+    first = particles.settle_units(first, 1.0)
     settled, lam = _settle(particles, first, keys[1])
     second = _retrace(particles, first, lam, keys[2])
     return _judge_chains(particles, first, second, keys[3], standard, settled)

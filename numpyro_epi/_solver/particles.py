@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 
+from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._math.importance import normalize_log_weights, systematic_resample
-from numpyro_epi._solver.draws import Draws, Simulator
+from numpyro_epi._solver.draws import MIN_CHANGE, Draws, Simulator
 from numpyro_epi._solver.moves import Tilt, make_moves, whitening
 from numpyro_epi._solver.path import MAX_STALLED, Position, has_moved, move_on
 
@@ -88,7 +89,7 @@ class Particles:
         max_blocks: int = MAX_BLOCKS,
     ) -> None:
         self.simulator = simulator
-        self.problem, self.table = simulator.problem, simulator.table
+        self.problem = simulator.problem
         forward = kind == "hmc" and self.problem.derivatives.reverse is not None
         programs = simulator.programs
         if kind not in programs.moves:
@@ -96,6 +97,25 @@ class Particles:
         self.moves, self.calls_per_move = programs.moves[kind]
         self.size = size
         self.max_blocks = max_blocks
+
+    @property
+    def table(self) -> ConstraintTable:
+        """Targets and units, which change on the way."""
+        return self.simulator.table
+
+    def settle_units(
+        self, state: ParticleState, change: float = MIN_CHANGE
+    ) -> ParticleState:
+        """Measure mean-only statistics in their spread under the particles' law."""
+        weights = np.full(state.draws.num, 1.0 / state.draws.num)
+        units = self.simulator.settle_units(state.draws, weights, change)
+        if units is None:
+            return state
+        return state._replace(
+            draws=state.draws.in_units(units),
+            position=state.position.in_units(units),
+            path=state.path / np.append(1.0, units),
+        )
 
     def init(self, rng_key: jax.Array, num_groups: int = 1) -> ParticleState:
         """Particles of the prior, in groups that are resampled by themselves."""
@@ -130,11 +150,12 @@ class Particles:
         state = self.follow(state, there.temperature, there.multipliers)
         if there.temperature == 1.0 > here.temperature:
             there = there._replace(start=state.draws.deviations.mean(axis=0))
-        return state._replace(
+        state = state._replace(
             position=there,
             num_last=state.num_last + there.is_at_the_law,
             num_stalled=0 if has_moved(here, there) else state.num_stalled + 1,
         )
+        return self.settle_units(state)
 
     def follow(
         self,

@@ -57,6 +57,12 @@ class Position(NamedTuple):
         start = draws.deviations[draws.is_valid].mean(axis=0)
         return cls(0.0 if problem.has_likelihood else 1.0, 1.0, lam, start)
 
+    def in_units(self, units: np.ndarray) -> "Position":
+        """The same where T is measured in others: it is times `units`, shape (K,)."""
+        return self._replace(
+            multipliers=self.multipliers / units, start=self.start * units
+        )
+
     @property
     def is_at_the_law(self) -> bool:
         """Whether data and targets are those of the model."""

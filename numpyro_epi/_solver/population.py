@@ -21,7 +21,7 @@ from numpyro_epi._math.importance import (
     normalize_log_weights,
     systematic_resample,
 )
-from numpyro_epi._solver.draws import Draws, Simulator
+from numpyro_epi._solver.draws import MIN_CHANGE, Draws, Simulator
 from numpyro_epi._solver.path import MAX_STALLED, Position, has_moved, move_on
 from numpyro_epi._solver.proposal import DefensiveMixture, LocalMixture
 
@@ -154,6 +154,18 @@ class Population:
             key,
         )
 
+    def at(
+        self, draws: Draws, multipliers: np.ndarray, rng_key: jax.Array
+    ) -> PopulationState:
+        """A round around equally weighted draws of the law."""
+        position = Position(1.0, 0.0, multipliers, np.zeros_like(multipliers))
+        log_p = draws.log_density(1.0, multipliers)[None]
+        counts = np.array([draws.num])
+        state = PopulationState(
+            draws, log_p, counts, (None,), position, 0, NUM_LAST, 0, rng_key
+        )
+        return self.solve(self._draw(state, 2 * self.size, keeps=False))
+
     def advance(self, state: PopulationState) -> PopulationState:
         """One round: move on along the path, then draw and simulate there."""
         before, wanted = state.position, ESS_SHARE * self.size
@@ -164,7 +176,19 @@ class Population:
             num_last=state.num_last + there.is_at_the_law,
             num_stalled=0 if has_moved(before, there) else state.num_stalled + 1,
         )
-        return self._draw(state, self.size)
+        return self._draw(self.settle_units(state), self.size)
+
+    def settle_units(
+        self, state: PopulationState, change: float = MIN_CHANGE
+    ) -> PopulationState:
+        """Measure mean-only statistics in their spread at the position."""
+        weights = normalize_log_weights(state.log_weights)
+        units = self.simulator.settle_units(state.draws, weights, change)
+        if units is None:
+            return state
+        return state._replace(
+            draws=state.draws.in_units(units), position=state.position.in_units(units)
+        )
 
     def refine(self, state: PopulationState) -> PopulationState:
         """The multipliers once more, with a larger round at the law.
@@ -174,8 +198,10 @@ class Population:
         """
         simulator = self.simulator
         if simulator.num_repeats == 1:
-            return self.solve(self._draw(state, 2 * self.size))
+            state = self.settle_units(self._draw(state, 2 * self.size), 1.0)
+            return self.solve(state)
         state = self.solve(self._draw(state, self.size, keeps=False))
+        state = self.settle_units(state, 1.0)
         lam = state.position.multipliers
         while simulator.num_repeats < MAX_REPEATS:
             bias = np.abs(noise_bias(state.draws, state.log_q, lam)).max()

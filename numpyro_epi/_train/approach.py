@@ -7,12 +7,14 @@ The exact law first, if it can be found; guides are then fitted to its draws. El
 targets that move (`steer`).
 """
 
+from dataclasses import replace
 from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._solver.draws import Simulator
 from numpyro_epi._solver.law import Law, Standard, find_law
@@ -89,6 +91,7 @@ class Approach:
         """
         if self.reason:
             return state
+        tables = []
         for r, key in enumerate(self.simulations.next_keys()):
             self.laws[r] = find_law(
                 self.simulator,
@@ -97,8 +100,43 @@ class Approach:
                 lambda: self._kind_of_moves(pilot_u[0]),
                 size=self.options.warm_start_size,
             )
+            tables.append(self.simulator.table)
         self.simulations.num_simulations += self.simulator.num_moves
-        return self._begin_at_laws(state)
+        # All are measured in the units of the first law that there is.
+        table = tables[int(np.argmax(self.has_laws))]
+        if not self.has_laws.any():
+            table = self._narrowest(tables)
+        self.laws = [
+            None if law is None else law.in_units(own.units_in(table))
+            for law, own in zip(self.laws, tables, strict=True)
+        ]
+        self.simulator.table = table
+        self.simulations.measure_in(table)
+        return self._begin_at_laws(state._replace(targets=self.simulations.targets))
+
+    def _narrowest(self, tables: list[ConstraintTable]) -> ConstraintTable:
+        """The smallest units of draws of the prior, and of laws that are not trusted.
+
+        Units that are too wide would take any guide for one that meets its targets.
+        """
+        table = self.simulations.table
+        for law, own in zip(self.laws, tables, strict=True):
+            if law is not None and law.is_at_the_targets:
+                table = replace(table, scale=np.minimum(table.scale, own.scale))
+        return table
+
+    def own_scores(self, r: int, scores: Scores) -> Scores:
+        """Fit and divergence of a law that is trusted, else those of the guide."""
+        law = self.laws[r]
+        if law is None or not law.converged:
+            return scores
+        fit = float(law.weights @ law.draws.log_likelihood)
+        tilt = float(law.multipliers @ law.violation)
+        return scores._replace(
+            log_likelihood=fit,
+            divergence=fit - tilt - law.log_normalizer,
+            divergence_error=law.log_normalizer_error,
+        )
 
     @cached_property
     def simulator(self) -> Simulator:

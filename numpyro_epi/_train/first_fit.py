@@ -80,21 +80,25 @@ def fit_first(
 
 
 def _on_islands(engine: Engine, params: Any, draws: Sequence[WeightedDraws]) -> Any:
-    """Give the base of a guide a component on each island of its draws."""
+    """Give the base of a guide a component on each island of its draws.
+
+    One, if all of them lie within a speck of it: data that tell a lot.
+    """
     components = engine.guide.components
     if components is None:
         return params
-    new = []
+    new, has_own = [], False
     for part in draws:
         rows = systematic_resample(part.weights, ISLAND_DRAWS, 0.5)
         rows, counts = np.unique(rows, return_counts=True)
-        islands = components.find_islands(part.u[rows])
-        new.append(
-            components.on_islands(part.u[rows], counts, islands)
-            if islands.any()
-            else components.none(1)
-        )
-    if max(c.num for c in new) == 1:
+        u = part.u[rows]
+        islands = components.find_islands(u)
+        if islands.any() or components.is_narrow(u):
+            has_own = True
+            new.append(components.on_islands(u, counts, islands))
+        else:
+            new.append(components.none(1))
+    if not has_own:
         return params
     # Powers of two: a program is compiled for each number of components.
     num = 1 << (max(c.num for c in new) - 1).bit_length()

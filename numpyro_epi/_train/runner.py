@@ -227,6 +227,7 @@ class Runner:
                 None if ended is None else ended[r],
                 np.asarray(state.multipliers[r]),
                 partial(self.approach.correct, ev, r),
+                self.approach.own_scores(r, s),
             )
             for r, s in enumerate(scores)
         ]

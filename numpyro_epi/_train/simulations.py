@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 
+from numpyro_epi._math.constraints import ConstraintTable, Targets
 from numpyro_epi._math.convergence import violation_with_error
 from numpyro_epi._math.noisy import MAX_VARIANCE, MIN_REPEATS
 from numpyro_epi._train.chunks import Evaluation, split_keys
@@ -87,6 +88,19 @@ class Simulations:
         """Untrained guides at the targets of the run, with shared penalties."""
         state = self.engine.init_state(keys, self.table.targets)
         return state._replace(penalty=self.penalty)
+
+    def measure_in(self, table: ConstraintTable) -> None:
+        """Take the units of a table with the same targets."""
+        self.largest_seen = self.largest_seen * self.table.units_in(table)
+        self.table = table
+
+    @property
+    def targets(self) -> Targets:
+        """Those of all restarts."""
+        return jax.tree.map(
+            lambda x: jnp.broadcast_to(x, (self.num_restarts, *x.shape)),
+            self.table.targets,
+        )
 
     @property
     def penalty(self) -> jax.Array:

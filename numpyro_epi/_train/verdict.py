@@ -57,6 +57,7 @@ def final_verdict(
     ended: tuple[EPIStatus, str] | None,
     multipliers: np.ndarray,
     correction: Callable[[], Correction | None],
+    own_scores: Scores,
 ) -> tuple[EPIStatus, str]:
     """Status of one restart: what ended it before, unless it is lost, or its draws'.
 
@@ -66,12 +67,13 @@ def final_verdict(
         ended: status and message of a run that ended early, or by another test.
         multipliers: scaled units, shape (K,).
         correction: weighs the final draws to the law, if that is trusted.
+        own_scores: with fit and divergence of such a law, else of the draws.
     """
     found = verdict(simulations, scores) if ended is None else ended
     if found[0] in (EPIStatus.UNREACHABLE, EPIStatus.INTERRUPTED):
         return found
     if scores.invalid < 1.0:
-        broken = why_model_lost(simulations, scores)
+        broken = why_model_lost(simulations, own_scores)
         if broken is not None:
             return EPIStatus.NOT_CONVERGED, broken
         lost = why_lost(simulations, scores, multipliers)

@@ -15,6 +15,8 @@ from ._mixture import Components, reweigh
 # Latents whose draws tell whether a law is in pieces: functions of one coordinate that
 # bend fit two modes as they are, and in many dimensions draws are too sparse.
 MIN_LATENTS, MAX_LATENTS = 2, 12
+# Standard deviation of draws in the coordinates of the base that a flow starts from.
+MIN_SPREAD = 0.02
 
 
 class BaseComponents(NamedTuple):
@@ -43,6 +45,14 @@ class BaseComponents(NamedTuple):
         if not (self.is_multimodal and MIN_LATENTS <= self.num_latents <= MAX_LATENTS):
             return np.zeros(len(u), int)
         return find_islands(self.to_standard(u))
+
+    def is_narrow(self, u: np.ndarray) -> bool:
+        """Whether draws, shape (n, D), are too narrow in some direction for the base.
+
+        Layers would have to shrink it by orders of magnitude, all in one direction.
+        """
+        spread = np.asarray(self.to_standard(u), np.float64).std(axis=0)
+        return self.is_multimodal and bool((spread < MIN_SPREAD).any())
 
     def on_islands(
         self, u: np.ndarray, counts: np.ndarray, islands: np.ndarray

@@ -67,7 +67,8 @@ class Components(NamedTuple):
             part = islands == k
             locs.append(np.average(draws[part], axis=0, weights=counts[part]))
             cov = np.cov(draws[part].T, fweights=counts[part]).reshape(dim, dim)
-            factors.append(np.linalg.cholesky(cov + MIN_VARIANCE * np.eye(dim)))
+            least = MIN_VARIANCE * np.diag(np.maximum(np.diag(cov), MIN_VARIANCE))
+            factors.append(np.linalg.cholesky(cov + least))
         shares = np.bincount(islands, weights=counts)
         log_weights = np.append(LOG_ZERO, np.log(shares / shares.sum()))
         inverses = np.linalg.inv(np.stack(factors))
