@@ -22,7 +22,8 @@ import numpyro.distributions as dist
 import numpyro_epi as epi
 from numpyro_epi._model.problem import Problem
 from numpyro_epi._solver.draws import Programs, Simulator
-from numpyro_epi._solver.law import Standard, find_law
+from numpyro_epi._solver.law import Standard
+from numpyro_epi._solver.search import find_law
 from numpyro_epi.circuits import linear, rnn, stg
 
 

@@ -15,7 +15,8 @@ from numpyro.infer import MCMC, NUTS
 import numpyro_epi as epi
 from numpyro_epi._model.problem import Problem
 from numpyro_epi._solver.draws import Programs, Simulator
-from numpyro_epi._solver.law import Standard, find_law
+from numpyro_epi._solver.law import Standard
+from numpyro_epi._solver.search import find_law
 
 # Of means in standard deviations, and of standard deviations as a share.
 SHIFT, STRETCH = 0.15, 0.15

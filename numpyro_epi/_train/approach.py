@@ -17,7 +17,8 @@ import numpy as np
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._solver.draws import Simulator
-from numpyro_epi._solver.law import Law, Standard, find_law
+from numpyro_epi._solver.law import Law, Standard
+from numpyro_epi._solver.search import find_law
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.correction import Correction, gap_of_draws, weigh_to_law
 from numpyro_epi._train.engine import Engine

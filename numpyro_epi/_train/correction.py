@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from numpyro_epi._math.psis import MAX_KHAT, pareto_smooth
+from numpyro_epi._solver.by_importance import violation_of
 from numpyro_epi._solver.draws import Draws, Simulator
-from numpyro_epi._solver.law import Law, Standard, violation_of
+from numpyro_epi._solver.law import Law, Standard
 from numpyro_epi._train.chunks import Evaluation
 
 # Draws that are weighted where each takes several simulations.

@@ -20,7 +20,7 @@ from jax import lax, vmap
 from numpyro_epi._math.constraints import Targets
 from numpyro_epi._model.problem import Problem
 from numpyro_epi._solver.draws import Programs
-from numpyro_epi._solver.law import PARTICLES
+from numpyro_epi._solver.search import PARTICLES
 from numpyro_epi._train.chunks import Chunks
 from numpyro_epi._train.fit import Fit, make_fit
 from numpyro_epi._train.guide import GuideFunctions, Params

@@ -14,11 +14,13 @@ from scipy import stats
 import numpyro_epi as epi
 from numpyro_epi._math.importance import normalize_log_weights
 from numpyro_epi._model.problem import Problem
+from numpyro_epi._solver.by_chains import family_error
 from numpyro_epi._solver.draws import Draws, Programs, Simulator
-from numpyro_epi._solver.law import Standard, family_error, find_law
+from numpyro_epi._solver.law import Standard
 from numpyro_epi._solver.path import Position, largest_step, move_on
 from numpyro_epi._solver.population import Population, noise_bias
 from numpyro_epi._solver.proposal import LocalMixture
+from numpyro_epi._solver.search import find_law
 
 KEY = jax.random.key(0)
 
@@ -100,7 +102,7 @@ def test_importance_sampling_finds_the_law(model, num_repeats, exact):
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["hmc", "walk"])
 def test_chains_find_the_law(kind, monkeypatch):
-    monkeypatch.setattr("numpyro_epi._solver.law.MAX_IMPORTANCE_LATENTS", 0)
+    monkeypatch.setattr("numpyro_epi._solver.search.MAX_IMPORTANCE_LATENTS", 0)
     law = find(gaussian, kind=kind)
     assert law.method == "chains"
     assert law.lag < 4.0
