@@ -101,7 +101,8 @@ def test_a_regression_under_wide_priors_is_that_of_nuts():
     exact = mcmc.get_samples()
     law = result.law.sample(jax.random.key(2), 4000)
     guide = result.sample(jax.random.key(3), 20_000)
-    for name, value in exact.items():
+    for name in ("w", "sd"):
+        value = exact[name]
         mean, sd = np.asarray(value).mean(axis=0), np.asarray(value).std(axis=0)
         for draws in (law[name], np.asarray(guide[name])):
             assert (np.abs(draws.mean(axis=0) - mean) < SHIFT * sd).all(), name

@@ -14,6 +14,7 @@ import pytest
 
 import numpyro_epi as epi
 from numpyro_epi._math.constraints import ConstraintTable
+from numpyro_epi._train.correction import Correction
 from numpyro_epi._train.lost import why_lost
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.records import Scores
@@ -81,7 +82,7 @@ def no_law():
 def test_a_lost_run_is_named(name, ended):
     found, kind, multipliers, words = LOST[name]
     status, message = final_verdict(
-        simulations(**kind), found, ended, multipliers, no_law
+        simulations(**kind), found, ended, multipliers, no_law, found
     )
     assert status is EPIStatus.NOT_CONVERGED
     assert words.replace(".14", "+14") in message
@@ -111,11 +112,32 @@ def test_out_of_reach_and_interrupted_stay_what_they_are():
     worst = scores(violation=np.array([0.0, 3e14]))
 
     def judge(ended):
-        return final_verdict(simulations(), worst, ended, np.zeros(2), no_law)
+        return final_verdict(simulations(), worst, ended, np.zeros(2), no_law, worst)
 
     for status in (EPIStatus.UNREACHABLE, EPIStatus.INTERRUPTED):
         ended = (status, "Why.")
         assert judge(ended) == ended
+
+
+@pytest.mark.parametrize(
+    ("own", "status"),
+    [
+        (-500.0, EPIStatus.LAW_ONLY),
+        (-1e8, EPIStatus.NOT_CONVERGED),  # nor can the law be trusted
+    ],
+)
+def test_a_guide_that_is_lost_leaves_a_law_that_is_good(own, status):
+    worst = scores(log_likelihood=-1e11, violation=np.array([0.0, 3e14]))
+    found, message = final_verdict(
+        simulations(has_likelihood=True),
+        worst,
+        None,
+        np.zeros(2),
+        lambda: Correction(np.inf, is_met=False),
+        scores(log_likelihood=own),
+    )
+    assert found is status
+    assert ("result.law.sample" in message) == (status is EPIStatus.LAW_ONLY)
 
 
 class Unnormalised(dist.Normal):
