@@ -58,7 +58,8 @@ class EPI:
         num_restarts: independent runs trained together, R; the best is returned.
         num_evaluation: draws behind the final report, stored with the result.
         tolerance: largest harmless violation of a constraint in scaled units: 0.05 is a
-            mean off by a twentieth of the target's standard deviation.
+            mean off by a twentieth of the target's standard deviation, or of its
+            spread under the law where no variance is asked for.
         gap_tolerance: nats below the maximum (log Z of the law) that are not worth more
             epochs; 0 to train until nothing is gained.
         z_score: standard errors added to a violation before it is compared with the
