@@ -522,9 +522,9 @@ def guide_without_density():
         assert np.isfinite(found.log_prob(found.init(KEY), u)).all()
 
 
-@case("_train/approach.py", "Pass `warm_start='auto'`", slow=True)
+@case("_train/laws.py", "Pass `warm_start='auto'`", slow=True)
 def warm_start_without_a_law():
-    from numpyro_epi._train.approach import Approach
+    from numpyro_epi._train.laws import Laws
     from numpyro_epi._train.simulations import Simulations
 
     def reason(*, warm_start):
@@ -532,7 +532,7 @@ def warm_start_without_a_law():
         engine = inference._engine(KEY, (), {})
         simulations = Simulations(engine, KEY)
         simulations.has_weights = False
-        return Approach(engine, simulations).reason
+        return Laws(engine, simulations).reason
 
     with refused():
         reason(warm_start=True)

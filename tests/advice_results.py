@@ -323,7 +323,7 @@ def one_restart():
     diagnostics.restart_diagnostic(run(num_restarts=4))
 
 
-@trained("diagnostics/_mixture.py", "Use `numpyro_epi.guides.AutoRealNVP`.")
+@trained("_train/guide.py", "cannot be inverted. Use `numpyro_epi.guides.AutoRealNVP`")
 def draws_without_density():
     def model():
         z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))

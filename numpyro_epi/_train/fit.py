@@ -20,11 +20,11 @@ from jax.flatten_util import ravel_pytree
 
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.state import choose_rows
-from numpyro_epi._train.step import cosine_decay
 
 # Steps between two looks at the draws held out, and draws of each.
 FIT_CHUNK, FIT_BATCH = 50, 500
-FIT_RATE = 3e-3
+# The rate at first, and where it ends as a fraction of that.
+FIT_RATE, FINAL_RATE = 3e-3, 0.02
 # Decays of which the last fit takes the better one. Ten times as much suits a Gaussian
 # law even better, and takes 0.1 nats from one of two curved ridges.
 DECAYS = (0.0, 0.3)
@@ -77,7 +77,7 @@ def make_fit(guide: GuideFunctions) -> Fit:
             (flat, state), best, best_value = carry
             best, best_value = look(flat, best, best_value)
             keys = random.split(random.fold_in(key, i), FIT_CHUNK)
-            rate = cosine_decay(i, num_chunks)
+            rate = _cosine_decay(i, num_chunks)
             # The last look follows the last chunk: nothing is trained after it.
             keys_used = jnp.where(i < num_chunks, FIT_CHUNK, 0)
             flat, state = lax.fori_loop(
@@ -109,6 +109,12 @@ def fit_best(fit: Fit, params: Params, *args: Any) -> Params:
         best = choose_rows(is_better, new, best)
         best_value = np.where(is_better, value, best_value)
     return best
+
+
+def _cosine_decay(num_steps: jax.Array, horizon: jax.Array) -> jax.Array:
+    """Factor of the learning rate: from 1 to `FINAL_RATE` along half a cosine."""
+    progress = jnp.minimum(num_steps / horizon, 1.0)
+    return FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
 
 def _is_kernel(params: Params) -> Params:

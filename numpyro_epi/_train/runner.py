@@ -111,7 +111,7 @@ class Runner:
         violation = np.nan_to_num([s.violation for s in record.scores])
         same = np.sign(violation * self.last_violation)
         is_large = np.abs(violation) > NEAR * self.options.tolerance
-        is_large &= ~self.approach.has_laws[:, None]
+        is_large &= ~self.approach.laws.exist[:, None]
         self.dual_rate *= np.where(is_large, 2.0**same, 1.0)
         self.last_violation = violation
         change = self.dual_rate * np.asarray(self.state.penalty)
@@ -131,7 +131,7 @@ class Runner:
     def _evaluate_finally(self, plateau: Plateau) -> tuple[Evaluation, list[Scores]]:
         average = plateau.best.average
         ev, scores = self.simulations.evaluate_finally(average, is_decided=False)
-        return ev, self.approach.with_gaps(ev, scores)
+        return ev, self.approach.laws.with_gaps(ev, scores)
 
     def run_epoch(self, stat_gradient: str, progress: Progress) -> EpochRecord:
         """Steps, then a look at the averaged guide with many more particles."""
@@ -152,7 +152,7 @@ class Runner:
         num = max(options.num_evaluation, options.num_particles)
         num = self.replay.num_draws if replays else num
         ev, scores = self.simulations.evaluate(state.average, num)
-        scores = self.approach.with_gaps(ev, scores)
+        scores = self.approach.laws.with_gaps(ev, scores)
         if replays:
             self.replay.epochs.append((state.average, ev))
         violation = np.asarray(infos.violation)[options.num_steps // 2 :].mean(axis=0)
@@ -181,7 +181,7 @@ class Runner:
             keys = self.simulations.next_keys()
             fresh = self.simulations.init_state(keys)
             state = self.approach.begin(fresh, pilot_u)
-            if not agreement.must_start_over(self.approach.law_draws(NUM_DRAWS)):
+            if not agreement.must_start_over(self.approach.laws.draws(NUM_DRAWS)):
                 return state
 
     def _guide_draws(self, agreement: Agreement) -> np.ndarray | None:
@@ -228,8 +228,8 @@ class Runner:
                 s,
                 None if ended is None else ended[r],
                 np.asarray(state.multipliers[r]),
-                partial(self.approach.correct, ev, r),
-                self.approach.own_scores(r, s),
+                partial(self.approach.laws.correct, ev, r),
+                self.approach.laws.own_scores(r, s),
             )
             for r, s in enumerate(scores)
         ]
@@ -242,8 +242,8 @@ class Runner:
             evaluation=ev,
             scores=scores,
             table=simulations.table,
-            laws=self.approach.laws,
-            law_reason=self.approach.reason,
+            laws=self.approach.laws.found,
+            law_reason=self.approach.laws.reason,
             gradient=gradient,
             status=[v[0] for v in verdicts],
             messages=[v[1] for v in verdicts],

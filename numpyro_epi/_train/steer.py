@@ -31,9 +31,9 @@ MAX_SHIFT, MAX_LOG_RATIO = 0.5, 0.15
 MAX_LAG = 0.5
 # Of the step that moves the multipliers by the violation.
 DUAL_RATE = 0.3
-# The way ends, wherever it is, after this many times the steps of the run that follows,
-# or after so many waits one after the other.
-MAX_SHARE, MAX_WAITS = 4, 60
+# The way ends, wherever it is, after so many waits one after the other, or after as
+# many steps as the run that follows may have.
+MAX_WAITS = 60
 
 
 class Way(NamedTuple):
@@ -107,7 +107,7 @@ def steer(
     """
     distance = np.where(is_far, 1.0, 0.0)
     options = engine.options
-    max_moves = MAX_SHARE * options.num_epochs * options.num_steps // STEER_STEPS
+    max_moves = options.num_epochs * options.num_steps // STEER_STEPS
     num_moves = num_waits = 0
     before = state
     while distance.any() and num_moves < max_moves and num_waits < MAX_WAITS:

@@ -41,8 +41,6 @@ from numpyro_epi._train.gate import gated, is_finite
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.state import EPIState, StepInfo
 
-# Where the learning rate ends, as a fraction of where it starts.
-FINAL_RATE = 0.02
 # Of the moving average of the violation that the penalty acts on: about 20 steps.
 VIOLATION_RATE = 0.05
 # Largest importance weight of a draw that is used again.
@@ -290,12 +288,6 @@ class Objective:
         excess = lax.stop_gradient(log_q) - log_model + devs @ state.multipliers
         excess = jnp.clip(excess - excess.mean(), -MAX_SURPRISE, MAX_SURPRISE)
         return state.anchor * ((excess - excess.mean()) * log_q).mean()
-
-
-def cosine_decay(num_steps: jax.Array, horizon: jax.Array) -> jax.Array:
-    """Factor of the learning rate: from 1 to `FINAL_RATE` along half a cosine."""
-    progress = jnp.minimum(num_steps / horizon, 1.0)
-    return FINAL_RATE + (1.0 - FINAL_RATE) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
 
 def make_update(

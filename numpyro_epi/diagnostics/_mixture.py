@@ -113,11 +113,6 @@ def draw_mixture(
             f"fitted to the weights, but got {describe(num_samples)}."
         )
     engine, best = result._engine, result.best
-    if not engine.guide.has_density:
-        raise NotImplementedError(
-            f"The guide {engine.guide.name} has no density at a given point, so draws "
-            "cannot be weighted. Use `numpyro_epi.guides.AutoRealNVP`."
-        )
 
     def one(tree: Any) -> Any:
         return jax.tree.map(lambda x: x[best : best + 1], tree)

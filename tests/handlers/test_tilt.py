@@ -473,8 +473,8 @@ def sample(kernel, **options):
 
 
 def start(kernel):
-    """Evaluate the potential energy, where a refusal would come."""
-    kernel.init(KEY, 1, None, (), {})
+    """The potential energy at the start, where a refusal would come."""
+    return kernel.init(KEY, 1, None, (), {}).potential_energy
 
 
 @pytest.mark.core
@@ -504,7 +504,7 @@ def test_every_kernel_is_refused(kernel):
 
 @pytest.mark.parametrize("fn", [model, handlers.seed(noisy_key, 0)])
 def test_nuts_is_not_refused_without_noise(fn):
-    start(NUTS(tilt(fn, {NAME: L})))
+    assert np.isfinite(start(NUTS(tilt(fn, {NAME: L}))))
 
 
 def test_nuts_is_not_refused_for_a_key_that_a_handler_wants():
@@ -512,7 +512,8 @@ def test_nuts_is_not_refused_for_a_key_that_a_handler_wants():
         model()
         numpyro.sample("obs", dist.Normal(), obs=0.0)
 
-    start(NUTS(handlers.uncondition(tilt(observed, {NAME: L}))))
+    energy = start(NUTS(handlers.uncondition(tilt(observed, {NAME: L}))))
+    assert np.isfinite(energy)
 
 
 def test_hides_noise_like_the_handler():
