@@ -153,7 +153,7 @@ def subsampled_latents():
 def constant_latent():
     def model(kind):
         if kind == "sample":
-            a = numpyro.sample("a", dist.LogNormal(0.0, narrow()))
+            a = numpyro.sample("a", dist.LogNormal(1.0, narrow()))
         else:
             a = numpyro.deterministic("a", 2.0) if kind == "named" else 2.0
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))

@@ -14,7 +14,7 @@ has only T1, and takes its scale s from a pilot. f is divided by s before it is
 squared: `f ~ 1e-9` and `f ~ 1e7` are equally safe in single precision.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,10 +25,6 @@ import numpy as np
 from numpyro_epi._math.precision import subtract_parts, two_parts
 
 SQRT2 = float(np.sqrt(2.0))
-
-
-# From a distance between 1 and 0 to E[T], shape (K,).
-MomentPath = Callable[[float], np.ndarray]
 
 
 class Targets(NamedTuple):
@@ -237,31 +233,3 @@ def deviations(stats: jax.Array, targets: Targets, has_var: np.ndarray) -> jax.A
     first = targets.standardise(stats)
     second = (first[..., np.flatnonzero(has_var)] ** 2 - 1.0) / SQRT2
     return jnp.concatenate([first, second], axis=-1)
-
-
-def moment_path(start: np.ndarray, has_var: np.ndarray) -> MomentPath:
-    """A way for E[T] to shrink to zero as a distance goes from 1 to 0.
-
-    It keeps a statistic as narrow as its ends: its mean moves on a straight line and
-    its variance on a geometric one. Where there is no variance to narrow, it is a
-    straight line in E[T].
-
-    Args:
-        start: E[T] at distance 1, shape (K,).
-        has_var: which statistics have a target variance, shape (S,).
-    """
-    start = np.asarray(start, np.float64)
-    num = has_var.size
-    shift = start[:num]
-    # Variance of each such statistic at the start, in units of its target variance.
-    ratio = SQRT2 * start[num:] + 1.0 - shift[has_var] ** 2
-
-    def straight(distance: float) -> np.ndarray:
-        return distance * start
-
-    def narrow(distance: float) -> np.ndarray:
-        second = ratio**distance + (distance * shift[has_var]) ** 2 - 1.0
-        return np.concatenate([distance * shift, second / SQRT2])
-
-    is_narrow = ratio.size > 0 and (np.isfinite(ratio) & (ratio > 0.0)).all()
-    return narrow if is_narrow else straight

@@ -18,6 +18,8 @@ import numpy as np
 
 from numpyro_epi._math.importance import effective_sample_size, normalize_log_weights
 
+# Weight of |lambda|^2 / 2 that keeps multipliers finite where nothing else does.
+RIDGE = 1e-4
 # Weights that are left out of the covariance, as a fraction of the mean weight.
 NEGLIGIBLE = 1e-9
 
@@ -30,6 +32,7 @@ class DualSolution(NamedTuple):
         weights: tilted weights, sum to one, shape (n,).
         ess: effective sample size of `weights`.
         residual: largest absolute violation that is left.
+        slope: largest absolute derivative of what was to be maximised.
         log_normalizer: estimate of log E[L exp(-lambda . T)] under the prior.
     """
 
@@ -37,6 +40,7 @@ class DualSolution(NamedTuple):
     weights: np.ndarray
     ess: float
     residual: float
+    slope: float
     log_normalizer: float
 
 
@@ -51,7 +55,7 @@ def solve_dual(
     *,
     initial: np.ndarray | None = None,
     max_steps: int = 100,
-    ridge: float = 1e-4,
+    ridge: float = RIDGE,
     tolerance: float = 1e-6,
     least_ess: float = 0.0,
 ) -> DualSolution:
@@ -104,12 +108,14 @@ def solve_dual(
         lam = lam + size * step
         value = loss(lam)
     weights = normalize_log_weights(log_w - devs @ lam)
-    residual = float(np.abs(weights @ devs).max())
+    violation = weights @ devs
+    residual = float(np.abs(violation).max())
+    slope = float(np.abs(violation - ridge * lam).max())
     log_normalizer = _log_mean(log_w - devs @ lam) + np.log(keep.mean())
     everything = np.zeros(keep.shape)
     everything[keep] = weights
     return DualSolution(
-        lam, everything, effective_sample_size(weights), residual, log_normalizer
+        lam, everything, effective_sample_size(weights), residual, slope, log_normalizer
     )
 
 

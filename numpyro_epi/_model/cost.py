@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+# Scalar operations of a simulation that costs more than a step of the default flow.
+DEAR_OPERATIONS = 1e5
 # Assumed passes of a loop whose length only the data decide.
 WHILE_LENGTH = 100
 
@@ -48,6 +50,11 @@ class Cost(NamedTuple):
             live_bytes=_count_bytes(jaxpr, unrolls=False),
             saved_bytes=_count_bytes(jaxpr, unrolls=True),
         )
+
+    @property
+    def is_dear(self) -> bool:
+        """Whether simulations are to be saved."""
+        return self.has_callback or self.num_operations >= DEAR_OPERATIONS
 
 
 def inner_programs(equation: Any) -> Iterator[Any]:

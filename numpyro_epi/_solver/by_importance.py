@@ -19,9 +19,9 @@ from numpyro_epi._solver.population import (
 
 # Draws of the verdict at first and at most, as shares of a search's size.
 VERDICT, MAX_VERDICT = 0.4, 3.2
-# Simulations of importance sampling in all, as a share of the same: at the end of it a
-# verdict is what it is.
-BUDGET = 20.0
+# Simulations of importance sampling in all, as shares of the same: at the end of it a
+# verdict is what it is. Of dear ones there are fewer.
+BUDGET, DEAR_BUDGET = 20.0, 8.0
 # Verdicts, of which the next has all that the last one has simulated.
 MAX_VERDICTS = 4
 # Effective draws of the verdict for each constraint.
@@ -38,7 +38,10 @@ def settle_population(
     """The law by fresh draws; those that tell against it improve it for others."""
     for i in range(MAX_VERDICTS):
         key = random.fold_in(rng_key, i)
-        law, state = _judge_population(population, state, key, standard, size)
+        is_last = i + 1 == MAX_VERDICTS
+        law, state = _judge_population(
+            population, state, key, standard, size, is_last=is_last
+        )
         is_spent = draws_left(population.simulator, size) <= 0
         if law.converged or not law.is_at_the_targets or is_spent:
             break
@@ -52,8 +55,14 @@ def _judge_population(
     rng_key: jax.Array,
     standard: Standard,
     size: int,
+    *,
+    is_last: bool,
 ) -> tuple[Law, PopulationState]:
-    """Fresh draws of a proposal, until they show that the law is met, or that not."""
+    """Fresh draws of a proposal, until they show that the law is met, or that not.
+
+    Or until more of them would hardly show it: those that there are choose better
+    multipliers, unless this is the last verdict.
+    """
     fit_key, key = random.split(rng_key)
     proposal = population.fit_proposal(state, fit_key)
     lam = state.position.multipliers
@@ -74,6 +83,8 @@ def _judge_population(
             standard.is_met(violation, error, noise) and ess >= MIN_ESS * lam.size
         )
         is_enough |= standard.is_missed(violation, error) or not state.is_done
+        least_error = error * min(1.0, np.sqrt(draws.num / max(most, 1)))
+        is_enough |= not (is_last or standard.is_met(violation, least_error, noise))
         if is_enough or 2 * draws.num > most:
             break
         num = draws.num
@@ -113,7 +124,8 @@ def _judge_population(
 def draws_left(simulator: Simulator, size: int) -> int:
     """How many more draws the budget has simulations for."""
     spent = simulator.num_simulations - simulator.num_moves
-    return int((BUDGET * size - spent) / simulator.num_repeats)
+    budget = DEAR_BUDGET if simulator.problem.cost.is_dear else BUDGET
+    return int((budget * size - spent) / simulator.num_repeats)
 
 
 def violation_of(

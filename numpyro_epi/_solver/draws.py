@@ -78,6 +78,11 @@ class Draws(NamedTuple):
         noise = self._noise(temperature, multipliers)
         return -np.einsum("mn,mnk->nk", noise, centred) / (num * (num - 1))
 
+    def noise_variance(self, temperature: float, multipliers: np.ndarray) -> np.ndarray:
+        """Of log weights by averages of several simulations, shape (n,)."""
+        noise = self._noise(temperature, multipliers)
+        return noise.var(axis=0, ddof=1) / len(noise)
+
     def log_density(self, temperature: float, multipliers: np.ndarray) -> np.ndarray:
         """Log p0 L^temperature exp(-lambda . E[T | z]) but for log Z; -inf if invalid.
 
@@ -86,10 +91,8 @@ class Draws(NamedTuple):
         log_p = self.log_prior - self.deviations @ multipliers
         if temperature > 0:
             log_p = log_p + temperature * self.log_likelihood
-        num = len(self.repeats)
-        if num > 1:
-            variance = self._noise(temperature, multipliers).var(axis=0, ddof=1)
-            log_p = log_p - 0.5 * variance / num
+        if len(self.repeats) > 1:
+            log_p = log_p - 0.5 * self.noise_variance(temperature, multipliers)
         return np.where(self.is_valid, log_p, -np.inf)
 
     def take(self, rows: np.ndarray) -> "Draws":

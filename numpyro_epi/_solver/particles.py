@@ -144,12 +144,9 @@ class Particles:
             here,
             draws,
             _density(draws, here.temperature, here.multipliers),
-            self.table.has_var,
             ESS_SHARE * draws.num,
         )
         state = self.follow(state, there.temperature, there.multipliers)
-        if there.temperature == 1.0 > here.temperature:
-            there = there._replace(start=state.draws.deviations.mean(axis=0))
         state = state._replace(
             position=there,
             num_last=state.num_last + there.is_at_the_law,

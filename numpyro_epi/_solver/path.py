@@ -5,9 +5,12 @@ r"""The path from the prior to the law, and how far along it weighted draws reac
 
     p(z) = p0(z) L(z)^b exp(-lambda . E[T | z]) / Z
 
-First b goes from 0 to 1: that is where informative data are met. Then the targets move
-from the moments reached to the wanted ones, with the multipliers of the dual. A step is
-as long as enough draws stay effective (adaptive tempering: Jasra et al., Inference for
+First b goes from 0 to 1: that is where informative data are met. Then the multipliers
+go from 0 to those of the targets. On the way they maximise the dual less
+r |lambda|^2 / 2, with r from infinity to 0, so that E[T] = r lambda (Dudik, Phillips &
+Schapire, Maximum entropy density estimation with generalized regularization, JMLR
+2007). There is such a law for each r, whatever moments the model can have. A step is as
+long as enough draws stay effective (adaptive tempering: Jasra et al., Inference for
 Levy-driven stochastic volatility models via adaptive sequential Monte Carlo, 2011).
 """
 
@@ -16,8 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numpyro_epi._math.constraints import moment_path
-from numpyro_epi._math.dual import solve_dual
+from numpyro_epi._math.dual import RIDGE, solve_dual
 from numpyro_epi._math.importance import (
     effective_sample_size,
     normalize_log_weights,
@@ -28,7 +30,7 @@ from numpyro_epi._solver.draws import Draws
 # Largest violation, in scaled units, of multipliers that a step may take.
 MAX_RESIDUAL = 0.02
 # Rounds that leave more than this share of the way before it is given up.
-MAX_STALLED, PROGRESS = 5, 0.9
+MAX_STALLED, PROGRESS = 4, 0.9
 # A step is halved until it is possible, then bisected.
 MAX_HALVINGS, NUM_BISECTIONS = 50, 4
 # Iterations of the dual in which the noise of T is taken at the last multipliers.
@@ -40,28 +42,23 @@ class Position(NamedTuple):
 
     Attributes:
         temperature: b, power of the likelihood.
-        distance: of the targets from the wanted ones, from 1 to 0.
+        distance: from the targets, from 1 to 0.
         multipliers: lambda, scaled units, shape (K,).
-        start: E[T] where the targets begin to move, shape (K,).
     """
 
     temperature: float
     distance: float
     multipliers: np.ndarray
-    start: np.ndarray
 
     @classmethod
     def start_of(cls, draws: Draws, problem: Problem) -> "Position":
         """The prior, of which these are draws."""
         lam = np.zeros(draws.repeats.shape[-1])
-        start = draws.deviations[draws.is_valid].mean(axis=0)
-        return cls(0.0 if problem.has_likelihood else 1.0, 1.0, lam, start)
+        return cls(0.0 if problem.has_likelihood else 1.0, 1.0, lam)
 
     def in_units(self, units: np.ndarray) -> "Position":
         """The same where T is measured in others: it is times `units`, shape (K,)."""
-        return self._replace(
-            multipliers=self.multipliers / units, start=self.start * units
-        )
+        return self._replace(multipliers=self.multipliers / units)
 
     @property
     def is_at_the_law(self) -> bool:
@@ -73,7 +70,6 @@ def move_on(
     position: Position,
     draws: Draws,
     log_q: np.ndarray,
-    has_var: np.ndarray,
     wanted_ess: float,
 ) -> Position:
     """The farthest position that draws reach with enough effective ones.
@@ -82,18 +78,11 @@ def move_on(
         position: of the law so far.
         draws: simulated draws.
         log_q: log density from which they are drawn, up to a constant, shape (n,).
-        has_var: which statistics have a target variance, shape (S,).
         wanted_ess: effective draws there.
     """
     if position.temperature < 1.0:
-        position = _temper(position, draws, log_q, wanted_ess)
-        if position.temperature < 1.0:
-            return position
-        lam = position.multipliers
-        weights = normalize_log_weights(draws.log_density(1.0, lam) - log_q)
-        values = draws.deviations + draws.noise_shift(1.0, lam)
-        return position._replace(start=weights @ values)
-    return _move_targets(position, draws, log_q, has_var, wanted_ess)
+        return _temper(position, draws, log_q, wanted_ess)
+    return _move_multipliers(position, draws, log_q, wanted_ess)
 
 
 def has_moved(before: Position, after: Position) -> bool:
@@ -124,33 +113,40 @@ def _temper(
     return position._replace(temperature=1.0 if step == left else 1.0 - left + step)
 
 
-def _move_targets(
-    position: Position,
-    draws: Draws,
-    log_q: np.ndarray,
-    has_var: np.ndarray,
-    wanted_ess: float,
+def ridge_at(distance: float) -> float:
+    """The r of a distance: from infinity at 1 to almost none at 0.
+
+    Its square reaches farther than floating-point numbers near 1.
+    """
+    if distance == 1.0:
+        return np.inf
+    return max((distance / (1.0 - distance)) ** 2, RIDGE)
+
+
+def _move_multipliers(
+    position: Position, draws: Draws, log_q: np.ndarray, wanted_ess: float
 ) -> Position:
     none = np.zeros_like(position.multipliers)
     base = draws.log_density(1.0, none) - log_q
     first_shift = draws.noise_shift(1.0, none)
-    path = moment_path(position.start, has_var)
     found: dict[float, np.ndarray] = {}
 
     def is_good(step: float) -> bool:
-        lam, moments = position.multipliers, path(position.distance - step)
+        lam, left = position.multipliers, position.distance - step
         for _ in range(NUM_NOISY if len(draws.repeats) > 1 else 1):
             shift = draws.noise_shift(1.0, lam)
             dual = solve_dual(
                 base + 0.5 * (shift - first_shift) @ lam,
-                draws.deviations + shift - moments,
+                draws.deviations + shift,
                 initial=lam,
                 max_steps=40,
+                ridge=ridge_at(left),
                 least_ess=0.1 * wanted_ess,
             )
             lam = dual.multipliers
         found[step] = lam
-        return dual.residual < MAX_RESIDUAL and dual.ess >= wanted_ess
+        residual = dual.residual if left == 0.0 else dual.slope
+        return residual < MAX_RESIDUAL and dual.ess >= wanted_ess
 
     step = largest_step(is_good, position.distance)
     if step == 0.0 and position.distance > 0.0:

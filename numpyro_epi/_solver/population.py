@@ -33,9 +33,11 @@ NUM_CENTRES = 500
 NUM_LAST = 2
 # Rounds that a search may take.
 MAX_ROUNDS = 60
-# Scaled units that the noise of averages may leave in a violation, and simulations of
-# each draw that this takes: of fewer, halves do not tell.
-MAX_BIAS, MIN_REPEATS, MAX_REPEATS = 0.01, 8, 32
+# Scaled units that the noise of averages may leave in a violation, and mean square of
+# the variance of log weights with which halves of them tell it.
+MAX_BIAS, MAX_SQUARE = 0.01, 0.02
+# Simulations of each draw: halves of fewer have no variance of their own.
+MIN_REPEATS, MAX_REPEATS = 4, 32
 
 
 class PopulationState(NamedTuple):
@@ -134,7 +136,6 @@ class Population:
 
     def __init__(self, simulator: Simulator, size: int) -> None:
         self.simulator = simulator
-        self.has_var = simulator.table.has_var
         self.size = size
 
     def init(self, rng_key: jax.Array) -> PopulationState:
@@ -158,7 +159,7 @@ class Population:
         self, draws: Draws, multipliers: np.ndarray, rng_key: jax.Array
     ) -> PopulationState:
         """A round around equally weighted draws of the law."""
-        position = Position(1.0, 0.0, multipliers, np.zeros_like(multipliers))
+        position = Position(1.0, 0.0, multipliers)
         log_p = draws.log_density(1.0, multipliers)[None]
         counts = np.array([draws.num])
         state = PopulationState(
@@ -169,14 +170,18 @@ class Population:
     def advance(self, state: PopulationState) -> PopulationState:
         """One round: move on along the path, then draw and simulate there."""
         before, wanted = state.position, ESS_SHARE * self.size
-        there = move_on(before, state.draws, state.log_q, self.has_var, wanted)
+        there = move_on(before, state.draws, state.log_q, wanted)
         state = state._replace(
             position=there,
             num_rounds=state.num_rounds + 1,
             num_last=state.num_last + there.is_at_the_law,
             num_stalled=0 if has_moved(before, there) else state.num_stalled + 1,
         )
-        return self._draw(self.settle_units(state), self.size)
+        if state.is_stalled:
+            return state
+        # Where draws are too few to go on from, more of them.
+        num = self.size * 2**state.num_stalled
+        return self._draw(self.settle_units(state), num)
 
     def settle_units(
         self, state: PopulationState, change: float = MIN_CHANGE
@@ -197,15 +202,16 @@ class Population:
         the same with half of them.
         """
         simulator = self.simulator
-        if simulator.num_repeats == 1:
-            state = self.settle_units(self._draw(state, 2 * self.size), 1.0)
-            return self.solve(state)
-        state = self.solve(self._draw(state, self.size, keeps=False))
-        state = self.settle_units(state, 1.0)
+        is_noisy = simulator.num_repeats > 1
+        state = self._draw(state, 2 * self.size, keeps=not is_noisy)
+        state = self.solve(self.settle_units(state, 1.0))
         lam = state.position.multipliers
-        while simulator.num_repeats < MAX_REPEATS:
+        while is_noisy and simulator.num_repeats < MAX_REPEATS:
             bias = np.abs(noise_bias(state.draws, state.log_q, lam)).max()
-            if bias <= MAX_BIAS and simulator.num_repeats >= MIN_REPEATS:
+            weights = normalize_log_weights(state.log_weights)
+            square = weights @ state.draws.noise_variance(1.0, lam) ** 2
+            is_right = bias <= MAX_BIAS and square <= MAX_SQUARE
+            if is_right and simulator.num_repeats >= MIN_REPEATS:
                 break
             key, sim_key = random.split(state.rng_key)
             more = simulator(state.draws.u, sim_key)
@@ -217,7 +223,7 @@ class Population:
 
     def solve(self, state: PopulationState) -> PopulationState:
         """Multipliers on the draws that there are."""
-        there = move_on(state.position, state.draws, state.log_q, self.has_var, 0.0)
+        there = move_on(state.position, state.draws, state.log_q, 0.0)
         return state._replace(position=there)
 
     def fit_proposal(

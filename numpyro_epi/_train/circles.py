@@ -86,7 +86,7 @@ def _weighted_draws(
     log_q = mixture_log_density(rows, np.array([half, num - half]))
     here = Position.start_of(draws, problem)
     for _ in range(2):  # the data, then the targets
-        here = move_on(here, draws, log_q, table.has_var, MIN_ESS)
+        here = move_on(here, draws, log_q, MIN_ESS)
     log_w = draws.log_density(here.temperature, here.multipliers) - log_q
     return u[0], normalize_log_weights(log_w)
 

@@ -29,9 +29,7 @@ MISSED_SHARE = 0.2
 MISSED_Z_SCORE = 5.0
 # ...or is not finite for this share of the draws.
 MAX_NON_FINITE = 0.01
-# Scalar operations of a simulation that costs more than a step of the default flow: its
-# simulations are worth keeping. In more latents importance weights do not last.
-MIN_REPLAY_OPERATIONS = 1e5
+# Latents up to which dear simulations are kept: in more, weights do not last.
 MAX_REPLAY_LATENTS = 12
 # More latents than this, and forward mode costs more than it saves.
 MAX_FORWARD_LATENTS = 8
@@ -218,7 +216,7 @@ def is_dear(problem: Problem) -> bool:
         # In 32 latents replay costs 0.05 nats, and makes a sixth of the calls.
         return True
     is_small = problem.num_latents <= MAX_REPLAY_LATENTS
-    return is_small and problem.cost.num_operations >= MIN_REPLAY_OPERATIONS
+    return is_small and problem.cost.is_dear
 
 
 def why_distrusted(look: PilotLook) -> str:

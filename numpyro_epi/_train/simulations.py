@@ -16,7 +16,6 @@ from numpyro_epi._math.noisy import MAX_VARIANCE, MIN_REPEATS
 from numpyro_epi._train.chunks import Evaluation, split_keys
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.failures import Failures
-from numpyro_epi._train.pilot import MIN_REPLAY_OPERATIONS
 from numpyro_epi._train.plateau import is_met, is_within
 from numpyro_epi._train.precision import check_latents, check_statistics
 from numpyro_epi._train.records import Scores
@@ -26,7 +25,7 @@ from numpyro_epi._train.status import SeenRange
 # Prior draws at which a run looks first.
 NUM_PILOT = 2000
 # Simulations of each draw of a law where statistics are noisy.
-NUM_REPEATS = 4
+NUM_REPEATS = 2
 # At most, where the log likelihood is noisy: more is dearer than training. Of dear
 # simulations the least number that will do. And how many times as many may be missing,
 # at draws of the prior, before noise is known to be too large for weights.
@@ -169,8 +168,7 @@ class Simulations:
         if self.is_likelihood_noisy:
             # Of one degree of freedom, with a median of 0.455.
             wanted = np.median(variance) / 0.455 / MAX_VARIANCE
-            is_dear = self.problem.cost.num_operations >= MIN_REPLAY_OPERATIONS
-            limit = MIN_REPEATS if is_dear else MAX_REPEATS
+            limit = MIN_REPEATS if self.problem.cost.is_dear else MAX_REPEATS
             self.has_weights = bool(wanted <= HOPELESS * limit)
             self.num_repeats = int(np.clip(np.ceil(wanted), MIN_REPEATS, limit))
 

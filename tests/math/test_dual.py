@@ -7,7 +7,6 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from numpyro_epi._math.constraints import moment_path
 from numpyro_epi._math.dual import solve_dual, solve_noisy_dual
 from numpyro_epi._math.importance import (
     GaussianProposal,
@@ -70,23 +69,6 @@ def test_noise_of_averages_is_taken_off_the_dual():
     assert abs(found.multipliers[0] + 1.0) < 0.02
     # Its twin that takes averages for expectations.
     assert abs(solve_dual(weights, devs).multipliers[0] + 1.0) > 0.05
-
-
-def test_a_path_leads_from_the_moments_to_the_targets():
-    """Statistics with moments (mean 6, sd 4 times the target's), and a mean only."""
-    start = np.array([6.0, 2.0, (16.0 + 36.0 - 1.0) / np.sqrt(2.0)])
-    path = moment_path(start, np.array([True, False]))
-    np.testing.assert_allclose(path(1.0), start)
-    np.testing.assert_allclose(path(0.0), 0.0, atol=1e-12)
-    # Half way, in units of the target's variance: sqrt(16); straight, 8.5.
-    second = np.sqrt(2.0) * path(0.5)[2] + 1.0 - 9.0
-    assert second == pytest.approx(4.0)
-
-
-def test_no_variance_to_narrow_leaves_a_straight_path():
-    start = np.array([1.0, 0.0])
-    path = moment_path(start, np.array([True]))
-    np.testing.assert_allclose(path(0.3), 0.3 * start)
 
 
 def test_gaussian_proposal_has_the_moments_and_its_own_density():

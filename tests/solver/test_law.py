@@ -12,12 +12,14 @@ import pytest
 from scipy import stats
 
 import numpyro_epi as epi
+from numpyro_epi._math.dual import RIDGE
 from numpyro_epi._math.importance import normalize_log_weights
 from numpyro_epi._model.problem import Problem
+from numpyro_epi._solver import population
 from numpyro_epi._solver.by_chains import family_error
 from numpyro_epi._solver.draws import Draws, Programs, Simulator
 from numpyro_epi._solver.law import Standard
-from numpyro_epi._solver.path import Position, largest_step, move_on
+from numpyro_epi._solver.path import Position, largest_step, move_on, ridge_at
 from numpyro_epi._solver.population import Population, noise_bias
 from numpyro_epi._solver.proposal import LocalMixture
 from numpyro_epi._solver.search import find_law
@@ -151,21 +153,44 @@ def made_of(x, log_prior, log_likelihoods, repeats):
 def test_the_path_ends_at_the_multipliers_of_the_targets():
     x = np.random.default_rng(0).normal(size=20_000)
     found = draws(x)
-    start = found.deviations.mean(axis=0)
-    position = Position(1.0, 1.0, np.zeros(2), start)
-    there = move_on(position, found, found.log_prior, np.array([True]), 1000.0)
+    position = Position(1.0, 1.0, np.zeros(2))
+    there = move_on(position, found, found.log_prior, 1000.0)
     assert there.is_at_the_law
     # The law is N(1, 1): exp(-lambda . T) is exp(x - 1 / 2) up to a constant.
     np.testing.assert_allclose(there.multipliers, [-1.0, 0.0], atol=0.05)
-    near = move_on(position, found, found.log_prior, np.array([True]), 15_000.0)
+    near = move_on(position, found, found.log_prior, 15_000.0)
     assert 0.0 < near.distance < 1.0
+    # On the way E[T] is the multipliers times a number that falls to zero.
+    log_w = found.log_density(1.0, near.multipliers) - found.log_prior
+    moments = normalize_log_weights(log_w) @ found.deviations
+    wanted = ridge_at(near.distance) * near.multipliers
+    np.testing.assert_allclose(moments, wanted, atol=1e-3)
+
+
+def test_ridges_fall_from_infinity_to_almost_none():
+    values = [ridge_at(d) for d in (1.0, 1.0 - 1e-15, 0.9, 0.5, 0.1, 0.0)]
+    assert values[0] == np.inf
+    assert values[1] > 1e20
+    assert (np.diff(values[1:]) < 0).all()
+    assert values[-1] == RIDGE
+
+
+def test_a_search_that_stalls_draws_twice_as_many_until_it_gives_up(monkeypatch):
+    monkeypatch.setattr(population, "move_on", lambda position, *_: position)
+    made = simulator(gaussian)
+    search, spent = population.Population(made, 100), []
+    state = search.init(KEY)
+    while not state.is_stalled:
+        state = search.advance(state)
+        spent.append(made.num_simulations)
+    np.testing.assert_array_equal(np.diff([100, *spent]), [200, 400, 800, 0])
 
 
 def test_arrived_multipliers_are_solved_again():
     """Those of the step that arrived may be of few draws: off by a tenth, once."""
     found = draws(np.random.default_rng(0).normal(size=20_000))
-    off = Position(1.0, 0.0, np.array([-0.9, 0.1]), np.zeros(2))
-    there = move_on(off, found, found.log_prior, np.array([True]), 0.0)
+    off = Position(1.0, 0.0, np.array([-0.9, 0.1]))
+    there = move_on(off, found, found.log_prior, 0.0)
     np.testing.assert_allclose(there.multipliers, [-1.0, 0.0], atol=0.05)
 
 
