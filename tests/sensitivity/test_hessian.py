@@ -77,9 +77,14 @@ def test_hessian_of_a_flow_is_close_to_the_exact_precision():
     assert np.linalg.norm(error, 2) < 0.05 * np.linalg.norm(found.tilted, 2)
 
 
-def error_of_a_default_flow():
-    """Relative error at the mode and at a typical draw, with default options."""
-    result = epi.EPI(gaussian_model, progress_bar=False).run(jax.random.key(1))
+# A guide that is hardly more than its first fit.
+FIRST_FIT = {"num_epochs": 1, "num_steps": 1}
+
+
+def error_of_a_flow(key, **options):
+    """Relative error at the mode and at a typical draw, the larger one."""
+    inference = epi.EPI(gaussian_model, progress_bar=False, **options)
+    result = inference.run(jax.random.key(key))
     precision = tilted_precision(result)
     mean = np.linalg.solve(MIX, [1.0, -1.0])
     at = {"z": np.vstack([mean, result.draws.latents["z"][:200]])}
@@ -92,12 +97,12 @@ def error_of_a_default_flow():
 @pytest.mark.long
 def test_hessian_of_a_default_flow_is_within_5_percent(monkeypatch):
     """The broken twin: without weight decay the flow learns the gaps between the draws
-    of its first fit. Of key 1 the errors are 1.2% and, on two machines, 9.0 and 4.3%.
+    of its first fit. Of keys 0 to 2 errors after it are 4, 7, 5%, without 10, 12, 19%.
     """
-    decayed = error_of_a_default_flow()
-    assert decayed < 0.05
+    assert error_of_a_flow(1) < 0.05
+    decayed = sum(error_of_a_flow(key, **FIRST_FIT) for key in (0, 2))
     monkeypatch.setattr(fit, "DECAYS", (0.0,))
-    assert error_of_a_default_flow() > 1.5 * decayed
+    assert sum(error_of_a_flow(key, **FIRST_FIT) for key in (0, 2)) > 1.5 * decayed
 
 
 def test_standardised_hessian_is_scaled_by_the_spread_of_the_draws():
