@@ -62,6 +62,11 @@ class Laws:
         """Which restarts have a law that a guide can start from, shape (R,)."""
         return np.array([law is not None and law.is_usable for law in self.found])
 
+    @property
+    def are_trusted(self) -> np.ndarray:
+        """Which restarts have a law whose multipliers are known, shape (R,)."""
+        return np.array([law is not None and law.converged for law in self.found])
+
     def find(self, pilot_u: np.ndarray) -> None:
         """Search for all of them, and measure statistics in their units.
 

@@ -105,13 +105,13 @@ class Runner:
 
         Twice as much as in the epoch before where that was not enough, and half where
         it was too much: the sign of a violation tells (Rprop: Riedmiller & Braun, A
-        direct adaptive method for faster backpropagation learning, 1993). Where there
-        is a law its multipliers are known, and a violation that stays is of the guide.
+        direct adaptive method for faster backpropagation learning, 1993). If a law is
+        trusted its multipliers are known, and what stays violated is of the guide.
         """
         violation = np.nan_to_num([s.violation for s in record.scores])
         same = np.sign(violation * self.last_violation)
         is_large = np.abs(violation) > NEAR * self.options.tolerance
-        is_large &= ~self.approach.laws.exist[:, None]
+        is_large &= ~self.approach.laws.are_trusted[:, None]
         self.dual_rate *= np.where(is_large, 2.0**same, 1.0)
         self.last_violation = violation
         change = self.dual_rate * np.asarray(self.state.penalty)
