@@ -15,8 +15,11 @@ from numpyro_epi._solver.path import MAX_RESIDUAL
 
 # Snapshots of the chains for the last multipliers, and for the verdict.
 NUM_SNAPSHOTS = 8
-# Groups of the second population, and how many times as many moves it has.
-NUM_GROUPS, REPEATS = 4, 2
+# Groups of a population that checks another, and how many times as many moves it has:
+# the second number where it tells against the first one.
+NUM_GROUPS, REPEATS = 4, (2, 4)
+# Nats that the noise of statistics may cost: chains move under one draw of it.
+MAX_NOISE = 0.02
 
 
 def run_chains(particles: Particles, rng_key: jax.Array, standard: Standard) -> Law:
@@ -27,9 +30,17 @@ def run_chains(particles: Particles, rng_key: jax.Array, standard: Standard) -> 
     if first.is_stalled:
         return _judge_chains(particles, first, first, keys[3], standard, first.draws)
     first = particles.settle_units(first, 1.0)
-    settled, lam = _settle(particles, first, keys[1])
-    second = _retrace(particles, first, lam, keys[2])
-    return _judge_chains(particles, first, second, keys[3], standard, settled)
+    last = first
+    for i, repeats in enumerate(REPEATS):
+        # The multipliers of the last population, judged by a new one.
+        settle_key, trace_key, key = (random.fold_in(key, i) for key in keys[1:])
+        settled, lam = _settle(particles, last, settle_key)
+        new = _retrace(particles, first, lam, trace_key, repeats)
+        law = _judge_chains(particles, last, new, key, standard, settled)
+        if law.converged or particles.problem.cost.is_dear:
+            break
+        last = new
+    return law
 
 
 def _settle(
@@ -55,13 +66,17 @@ def _snapshots(
 
 
 def _retrace(
-    particles: Particles, first: ParticleState, lam: np.ndarray, rng_key: jax.Array
+    particles: Particles,
+    first: ParticleState,
+    lam: np.ndarray,
+    rng_key: jax.Array,
+    repeats: int,
 ) -> ParticleState:
     """Other particles, in independent groups, on the frozen path with more moves."""
     state = particles.init(rng_key, NUM_GROUPS)._replace(step_size=first.step_size)
     for temperature, *multipliers in first.path:
-        state = particles.follow(state, temperature, np.array(multipliers), REPEATS)
-    return particles.follow(state, 1.0, lam, REPEATS)
+        state = particles.follow(state, temperature, np.array(multipliers), repeats)
+    return particles.follow(state, 1.0, lam, repeats)
 
 
 def _judge_chains(
@@ -93,6 +108,9 @@ def _judge_chains(
             "Markov chains that move for longer lead elsewhere "
             f"({lag:.1f} standard errors, at most {MAX_LAG:g})"
         )
+    noise = draws.noise_cost(lam)
+    if noise > MAX_NOISE and not reason:
+        reason = f"noise may cost {noise:.2g} nats (at most {MAX_NOISE:g})"
     return Law(
         "chains",
         draws,

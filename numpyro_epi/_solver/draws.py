@@ -21,6 +21,9 @@ BATCH_BYTES, MIN_BATCH = 2**20, 16
 # Draws that tell the spread of a statistic under a law, and the factor by which a scale
 # has to change on the way before units do.
 NUM_SPREAD, MIN_CHANGE = 4000, 2.0
+# Share of the variance of T, and variance of log L in square nats, that noise has where
+# Markov chains may move under one draw of it.
+QUIET = 0.05
 # Takes note of latents, log likelihoods and statistics of simulations, (n, ...).
 Note = Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 
@@ -64,6 +67,16 @@ class Draws(NamedTuple):
         tilts = temperature * self.log_likelihoods - self.repeats @ multipliers
         return tilts - tilts.mean(axis=0)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether noise is so small that one draw of it may serve all simulations."""
+        if len(self.repeats) == 1:
+            return True
+        kept = self.repeats[:, self.is_valid]
+        noise = kept.var(axis=0, ddof=1).mean(axis=0)
+        fit = self.log_likelihoods[:, self.is_valid].var(axis=0, ddof=1).mean()
+        return bool((noise <= QUIET * kept[0].var(axis=0)).all() and fit <= QUIET)
+
     def noise_shift(self, temperature: float, multipliers: np.ndarray) -> np.ndarray:
         """What the noise of averages adds to E[T] under weights by them, shape (n, K).
 
@@ -82,6 +95,13 @@ class Draws(NamedTuple):
         """Of log weights by averages of several simulations, shape (n,)."""
         noise = self._noise(temperature, multipliers)
         return noise.var(axis=0, ddof=1) / len(noise)
+
+    def noise_cost(self, multipliers: np.ndarray) -> float:
+        """Nats that a law under one draw of the noise may be off: half its variance."""
+        num = len(self.repeats)
+        if num == 1:
+            return 0.0
+        return float(0.5 * num * self.noise_variance(1.0, multipliers).mean())
 
     def log_density(self, temperature: float, multipliers: np.ndarray) -> np.ndarray:
         """Log p0 L^temperature exp(-lambda . E[T | z]) but for log Z; -inf if invalid.

@@ -68,19 +68,19 @@ def _search(
     size: int,
 ) -> Law:
     """By importance sampling, and by chains where that does not lead there."""
-    is_noisy, found = simulator.num_repeats > 1, None
-    keys = random.split(rng_key, 3)
-    population = Population(simulator, int(ROUND * size))
+    found, keys = None, random.split(rng_key, 3)
     is_narrow = simulator.problem.num_latents <= MAX_IMPORTANCE_LATENTS
-    if is_noisy or is_narrow:
+    if is_narrow or simulator.num_repeats > 1:
+        population = Population(simulator, int(ROUND * size))
         state = population.init(keys[0])
-        while not (state.is_done or state.is_stalled):
+        is_quiet = state.draws.is_quiet
+        while (is_narrow or not is_quiet) and not (state.is_done or state.is_stalled):
             state = population.advance(state)
         if state.is_done:
             state = population.refine(state)
-        if state.is_done or is_noisy:
+        if state.is_done or not is_quiet:
             found = settle_population(population, state, keys[1], standard, size)
-            if found.converged or is_noisy:
+            if found.converged or not is_quiet:
                 return found
     num = NUM_GROUPS * max(int(PARTICLES * size) // NUM_GROUPS, MIN_GROUP)
     particles = Particles(simulator, choose_kind(), num)

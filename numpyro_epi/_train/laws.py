@@ -165,7 +165,7 @@ class Laws:
 
         What log Z of the law tells beyond its noise, or what draws tell by their own
         weights: they miss what the guide has lost, but have no noise. Of noisy
-        simulations, one for each draw does not tell.
+        simulations, one for each draw does not tell unless their noise is small.
         """
         found = []
         for r, (s, law) in enumerate(zip(scores, self.found, strict=True)):
@@ -174,7 +174,7 @@ class Laws:
                 continue
             noise = 2.0 * law.log_normalizer_error
             gap = law.log_normalizer - noise - s.score(law.multipliers)
-            if self.simulations.num_repeats == 1:
+            if law.draws.is_quiet:
                 gap = np.fmax(gap, gap_of_draws(law, self.simulator, ev, r))
             found.append(s._replace(gap=float(gap)))
         return found

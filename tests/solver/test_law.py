@@ -204,6 +204,44 @@ def test_no_step_is_no_progress():
     assert largest_step(lambda step: False, 1.0) == 0.0
 
 
+def readings(sd, num_latents=16):
+    """Many latents, and a reading of one of them with noise."""
+
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([num_latents]).to_event(1))
+        reading = z[0] + sd * jax.random.normal(numpyro.prng_key())
+        epi.emergent_property(reading, mean=1.0, var=0.25)
+
+    return model
+
+
+@pytest.mark.ci
+@pytest.mark.long
+def test_chains_move_under_one_draw_of_small_noise():
+    """Noise of 1% of the prior; importance sampling averages over one of half of it."""
+    law = find(readings(0.01), num_repeats=2)
+    assert law.method == "chains"
+    assert_is_law(law, GAUSSIAN)
+    assert find(readings(0.5), num_repeats=2).method == "importance"
+
+
+@pytest.mark.parametrize(("noise", "is_quiet"), [(0.1, True), (0.5, False)])
+@pytest.mark.parametrize("in_likelihood", [False, True])
+def test_quiet_noise_is_small_beside_the_spread_of_draws(
+    in_likelihood, noise, is_quiet
+):
+    rng = np.random.default_rng(0)
+    x, none = rng.normal(size=4000), np.zeros((2, 4000))
+    noises = noise * rng.normal(size=(2, 4000))
+    log_lik, values = (noises, none) if in_likelihood else (none, noises)
+    found = made_of(x, -0.5 * x**2, log_lik, (x + values)[..., None])
+    assert found.is_quiet == is_quiet
+    # Half of the variance of lambda times the noise, with lambda = 2.
+    exact = 0.0 if in_likelihood else 2.0 * noise**2
+    cost = found._replace(log_likelihoods=none).noise_cost(np.array([2.0]))
+    assert cost == pytest.approx(exact, rel=0.2)
+
+
 @pytest.mark.parametrize("in_likelihood", [False, True])
 def test_noise_of_averages_is_taken_off(in_likelihood):
     """Densities of averages have the mean of those of expectations; without, not.
