@@ -24,11 +24,11 @@ from numpyro_epi._solver.draws import Draws
 # Neighbours of a centre for each latent.
 NUM_NEIGHBOURS = 5
 # Degrees of freedom of the tails.
-FREEDOM = 5.0
+FREEDOM = 5
 # Squared width of a kernel in units of the local covariance.
 WIDTH = 0.5
-# Points whose density is taken at once.
-CHUNK = 1000
+# Points whose density is taken at once: what a cache holds.
+CHUNK = 200
 # Of the prior in a mixture.
 PRIOR_SHARE = 0.05
 
@@ -37,16 +37,14 @@ class LocalMixture(NamedTuple):
     """A multivariate t around each centre.
 
     Attributes:
-        log_weights: of the centres, shape (m,).
+        weights: of the centres, shape (m,).
         centres: shape (m, D).
         factors: lower Cholesky factors of the scales, shape (m, D, D).
-        inverses: of the factors, shape (m, D, D).
     """
 
-    log_weights: np.ndarray
+    weights: np.ndarray
     centres: np.ndarray
     factors: np.ndarray
-    inverses: np.ndarray
 
     @classmethod
     def fit(cls, u: np.ndarray) -> "LocalMixture":
@@ -54,41 +52,71 @@ class LocalMixture(NamedTuple):
         u, counts = np.unique(np.asarray(u, np.float64), axis=0, return_counts=True)
         sd = np.maximum(u.std(axis=0), 1e-6)
         factors = sd[:, None] * np.linalg.cholesky(_local_covariances(u / sd))
-        log_weights = np.log(counts / counts.sum())
-        return cls(log_weights, u, factors, np.linalg.inv(factors))
+        return cls(counts / counts.sum(), u, factors)
 
     def sample(self, rng: np.random.Generator, num: int) -> np.ndarray:
         """Draws, shape (num, D), from each centre as often as its weight says."""
         dim = self.centres.shape[1]
-        weights = np.exp(self.log_weights)
-        rows = systematic_resample(weights / weights.sum(), num, rng.uniform())
+        rows = systematic_resample(self.weights, num, rng.uniform())
         normal = rng.normal(size=(num, dim))
         chi = rng.chisquare(FREEDOM, size=(num, 1)) / FREEDOM
         steps = np.einsum("nij,nj->ni", self.factors[rows], normal / np.sqrt(chi))
         return rng.permutation(self.centres[rows] + steps)
 
     def log_prob(self, u: np.ndarray) -> np.ndarray:
-        """Log density at u, shape (n, D), float64."""
-        u = np.asarray(u, np.float64)
-        parts = [u[i : i + CHUNK] for i in range(0, len(u), CHUNK)]
-        return np.concatenate([self._log_prob(part) for part in parts])
-
-    def _log_prob(self, u: np.ndarray) -> np.ndarray:
-        num, dim = self.centres.shape
-        white = self.inverses.reshape(num * dim, dim) @ u.T
-        white -= np.einsum("mij,mj->mi", self.inverses, self.centres).reshape(-1, 1)
-        squares = (white.reshape(num, dim, len(u)) ** 2).sum(axis=1)
+        """Log density at u, shape (n, D), float64; at least that of 1e-300."""
+        dim = self.centres.shape[1]
+        loc = self.centres.mean(axis=0)
+        forms = self._quadratic_forms(loc)
         diagonals = np.diagonal(self.factors, axis1=1, axis2=2)
-        log_det = np.log(diagonals).sum(axis=1)
-        terms = -0.5 * (FREEDOM + dim) * np.log1p(squares / FREEDOM)
-        terms += (self.log_weights - log_det)[:, None]
-        top = terms.max(axis=0)
+        log_heights = np.log(self.weights) - np.log(diagonals).sum(axis=1)
+        top = log_heights.max()
+        heights = np.exp(log_heights - top)
+        u = np.asarray(u, np.float64) - loc
+        density = [
+            # Whole powers: a tenth of the time that logarithms take.
+            _power(1.0 / np.sqrt(np.maximum(_monomials(part) @ forms, 1.0)), dim)
+            @ heights
+            for part in (u[i : i + CHUNK] for i in range(0, len(u), CHUNK))
+        ]
         constant = (
             lgamma((FREEDOM + dim) / 2)
             - lgamma(FREEDOM / 2)
             - 0.5 * dim * log(FREEDOM * pi)
         )
-        return top + np.log(np.exp(terms - top).sum(axis=0)) + constant
+        return top + constant + np.log(np.maximum(np.concatenate(density), 1e-300))
+
+    def _quadratic_forms(self, loc: np.ndarray) -> np.ndarray:
+        """Coefficients of 1 + x' P x / FREEDOM about each centre, (monomials, m).
+
+        One product with monomials of draws less `loc` gives it for all pairs of them.
+        """
+        dim = self.centres.shape[1]
+        inverses = np.linalg.inv(self.factors)
+        precisions = np.swapaxes(inverses, 1, 2) @ inverses / FREEDOM
+        at = self.centres - loc
+        linear = np.einsum("mij,mj->mi", precisions, at)
+        constant = 1.0 + np.einsum("mi,mi->m", linear, at)
+        i, j = np.triu_indices(dim)
+        squares = precisions[:, i, j] * np.where(i == j, 1.0, 2.0)
+        return np.column_stack([squares, -2.0 * linear, constant]).T.copy()
+
+
+def _monomials(x: np.ndarray) -> np.ndarray:
+    """Products of pairs of coordinates, coordinates, and one, shape (n, monomials)."""
+    i, j = np.triu_indices(x.shape[1])
+    return np.column_stack([x[:, i] * x[:, j], x, np.ones(len(x))])
+
+
+def _power(x: np.ndarray, dim: int) -> np.ndarray:
+    """The power FREEDOM + dim of x, by squaring; x is overwritten."""
+    exponent, result = FREEDOM + dim, np.ones(())
+    while exponent:
+        if exponent % 2:
+            result = result * x
+        exponent //= 2
+        x *= x
+    return result
 
 
 def _local_covariances(x: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ class Options:
     tolerance: float = 0.05
     gap_tolerance: float = 0.005
     z_score: float = 1.645
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     penalty: float = 1.0
     warm_start: str | bool = "auto"
     warm_start_size: int = 10_000

@@ -45,8 +45,8 @@ from numpyro_epi._train.state import EPIState, StepInfo
 VIOLATION_RATE = 0.05
 # Largest importance weight of a draw that is used again.
 MAX_WEIGHT = 10.0
-# Nats by which a draw of the pool counts at most.
-MAX_SURPRISE = 1.0
+# Nats by which a draw of the pool counts at most, and draws of it for each particle.
+MAX_SURPRISE, POOL_SHARE = 1.0, 0.25
 
 
 class Particles(NamedTuple):
@@ -280,7 +280,8 @@ class Objective:
         size = pool.u.shape[0]
         if size == 0:
             return jnp.zeros(())
-        rows = random.randint(key, (self.num_particles,), 0, size)
+        num = max(int(POOL_SHARE * self.num_particles), 1)
+        rows = random.randint(key, (num,), 0, size)
         log_q = self.guide.log_prob(params, pool.u[rows])
         if not pool.has_density:
             return -state.anchor * log_q.mean()

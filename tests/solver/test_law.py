@@ -130,6 +130,32 @@ def test_a_local_mixture_has_the_density_of_its_draws():
     assert abs(ratio.mean() - 1.0) < 4 * error
 
 
+@pytest.mark.parametrize("dim", [1, 2, 5, 12])
+def test_a_local_mixture_is_one_of_multivariate_t(dim):
+    """In any units, about any offset; SciPy's density is the truth."""
+    rng = np.random.default_rng(dim)
+    scale = np.logspace(-6, 6, dim)
+    shape = rng.normal(size=(60, dim)) * scale
+    mixture = LocalMixture.fit(1e3 * scale + shape)
+    u = 1e3 * scale + 3.0 * scale * rng.normal(size=(500, dim))
+    covs = mixture.factors @ np.swapaxes(mixture.factors, 1, 2)
+    expected = sum(
+        w
+        * stats.multivariate_t(loc / scale, cov / np.outer(scale, scale), df=5).pdf(
+            u / scale
+        )
+        for w, loc, cov in zip(mixture.weights, mixture.centres, covs, strict=True)
+    )
+    found = mixture.log_prob(u) + np.log(scale).sum()
+    np.testing.assert_allclose(found, np.log(expected), rtol=0, atol=1e-6)
+
+
+def test_a_local_mixture_has_a_least_density():
+    """Beyond it lie only draws of the prior, which have a density of their own."""
+    mixture = LocalMixture.fit(np.random.default_rng(0).normal(size=(100, 12)))
+    assert np.isfinite(mixture.log_prob(np.full((1, 12), 1e30))).all()
+
+
 def test_repeated_centres_weigh_more():
     near = np.linspace(-0.5, 0.5, 20)[:, None]
     centres = np.concatenate([np.repeat(near, 3, axis=0), 10.0 + near])
