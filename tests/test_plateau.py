@@ -78,16 +78,6 @@ def test_crumbs_are_no_gain():
     assert found.merit[0] == pytest.approx(merit)
 
 
-def test_what_is_no_gain_far_from_the_law_is_one_near_it():
-    """Gains count by the share of the gap that they close."""
-    gain = 0.5 * rule.MIN_SHARE
-    for gap, num_stale in ((1.0, 1), (0.1, 0)):
-        near = [scores()._replace(gap=gap)]
-        start = Plateau.start(state(0, 1), near, np.array([-1.0]))
-        found, _ = start.after(state(1, 1), near, np.array([-1.0 + gain]))
-        assert found.num_stale[0] == num_stale
-
-
 @settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 0.0) | st.just(float("nan")), min_size=1, max_size=80))
 def test_any_merits_keep_the_rule(values):

@@ -21,7 +21,6 @@ from numpyro_epi._train.pilot import (
     GradientHealth,
     choose_gradient,
 )
-from numpyro_epi._train.plateau import FAR_RATE, LARGE_GAP
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import EPIState, PoolDraws, choose_restarts
@@ -29,6 +28,8 @@ from numpyro_epi._train.steer import Way, steer
 
 # Nats from the maximum beyond which a fitted guide is left for an untrained one.
 MAX_MISFIT = 20.0
+# Nats from the maximum beyond which draws of the law would hold a guide back.
+LARGE_GAP = 0.5
 
 
 class Approach:
@@ -129,7 +130,6 @@ class Approach:
             )
         is_slow = self.gaps > LARGE_GAP
         return state._replace(
-            rate=_where(is_slow, FAR_RATE, state.rate),
             anchor=_where(is_slow, 0.0, state.anchor),
             pool=state.pool.empty if is_slow.all() else state.pool,
         )

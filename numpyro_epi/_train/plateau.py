@@ -21,14 +21,10 @@ from numpyro_epi._train.state import EPIState, choose_restarts
 
 # Nats that a violation of the tolerance costs, in its square.
 VIOLATION_COST = 0.05
-# What counts as a gain: nats, and the share of the gap to the law.
-MIN_GAIN, MIN_SHARE = 0.001, 0.05
-# Epochs without a gain before the rate is halved, and halvings.
-PATIENCE, MAX_HALVINGS = 2, 1
+# Nats that count as a gain, epochs without one before the rate is halved, and halvings.
+MIN_GAIN, PATIENCE, MAX_HALVINGS = 0.002, 2, 2
 # Of a state, what goes on whatever guide it has.
 KEPT = ("rng_key", "memory", "pool", "num_steps")
-# Nats from the maximum beyond which a guide is far from it, and the rate of such ones.
-LARGE_GAP, FAR_RATE = 0.5, 3.0
 
 
 class Plateau(NamedTuple):
@@ -77,9 +73,7 @@ class Plateau(NamedTuple):
             [2.0 * s.score_error if np.isnan(s.gap) else 0.0 for s in scores]
         )
         is_better = merit > self.merit - noise
-        gaps = np.nan_to_num([s.gap for s in self.scores])
-        least = np.maximum(MIN_GAIN, MIN_SHARE * gaps)
-        has_gained = merit > self.merit + least + noise
+        has_gained = merit > self.merit + MIN_GAIN + noise
         best = choose_restarts(is_better, state, self.best, keep=KEPT)
         num_stale = np.where(has_gained, 0, self.num_stale + 1)
         is_stale = num_stale >= PATIENCE
