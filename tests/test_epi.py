@@ -456,7 +456,11 @@ def test_same_key_same_result_with_and_without_bar(capsys):
     silent, shown = run(), run(progress_bar=True)
     assert same_params(silent, shown)
     assert not same_params(silent, run(key=jax.random.key(1)))
-    assert "entropy" in capsys.readouterr().err
+    shown_text = capsys.readouterr().err
+    stages = ("pilot", "simulations", "law, first fit", "guide", "entropy")
+    places = [shown_text.find(stage) for stage in stages]
+    assert places == sorted(places)
+    assert places[0] >= 0
 
 
 def test_model_arguments_reach_the_model():
@@ -542,6 +546,15 @@ def test_interrupt_returns_the_result_so_far(monkeypatch):
     result = run(num_epochs=3)
     assert result.status is epi.EPIStatus.INTERRUPTED
     assert len(result.history.entropy) == 1
+
+
+def test_an_interrupt_before_there_is_a_guide_is_not_caught(monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("numpyro_epi._train.laws.find_law", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(num_epochs=3)
 
 
 def test_unreachable_mean_is_named():

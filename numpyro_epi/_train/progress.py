@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Context manager that shows the epochs and catches an interrupt.
+    """Context manager that shows stages and epochs, and catches an interrupt.
 
     Attributes:
+        can_stop: whether there is a guide, so that an interrupt leaves a result.
         interrupted: whether the user stopped the run.
     """
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.can_stop = False
         self.interrupted = False
         self._bar: Any = None
 
@@ -39,8 +41,19 @@ class Progress:
     def __exit__(self, kind: type | None, *_: object) -> bool:
         if self._bar is not None:
             self._bar.close()
-        self.interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        is_interrupt = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.interrupted = is_interrupt and self.can_stop
         return self.interrupted
+
+    def stage(self, name: str) -> None:
+        """What a run is about to do."""
+        if self._bar is not None:
+            self._bar.set_description_str(name)
+
+    def count(self, num_simulations: int) -> None:
+        """How many simulations there were before the first step."""
+        if self._bar is not None and self._bar.n == 0:
+            self._bar.set_postfix_str(f"{num_simulations:,} simulations")
 
     def run_epoch(
         self, engine: Engine, state: EPIState, stat_gradient: str

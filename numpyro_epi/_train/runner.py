@@ -49,7 +49,8 @@ class Runner:
     def __init__(self, engine: Engine, rng_key: jax.Array) -> None:
         self.engine = engine
         self.options = engine.options
-        self.simulations = Simulations(engine, rng_key)
+        self.progress = Progress(engine.options)
+        self.simulations = Simulations(engine, rng_key, self.progress.count)
         self.approach = Approach(engine, self.simulations)
         self.num_restarts = self.options.num_restarts
         self.start = time.perf_counter()
@@ -193,14 +194,17 @@ class Runner:
 
     def run(self) -> RunOutcome:
         """The whole run."""
-        simulations = self.simulations
-        pilot_u = simulations.pilot()
-        agreement = Agreement(self.engine, simulations)
-        state = self._start(agreement, pilot_u)
-        gradient = self.approach.choose_gradient(state, pilot_u)
-        self.state = state
+        simulations, progress = self.simulations, self.progress
         ended = None
-        with Progress(self.options) as progress:
+        with progress:
+            progress.stage("pilot")
+            pilot_u = simulations.pilot()
+            agreement = Agreement(self.engine, simulations)
+            progress.stage("law, first fit")
+            state = self._start(agreement, pilot_u)
+            gradient = self.approach.choose_gradient(state, pilot_u)
+            self.state, progress.can_stop = state, True
+            progress.stage("guide")
             self.state = self.approach.steer(state, gradient.choice)
             while agreement.must_start_over(self._guide_draws(agreement)):
                 state = self._start(agreement, pilot_u)

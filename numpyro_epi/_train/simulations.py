@@ -3,6 +3,7 @@
 
 """The simulations of one run: their keys, their number, which failed, and averages."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ class Simulations:
     Args:
         engine: compiled functions.
         rng_key: key of the run.
+        watch: is told how many simulations there were, as they come.
 
     Attributes:
         table: constraints, with scales from `pilot` where no variance gives one.
@@ -58,8 +60,14 @@ class Simulations:
         pilot_stats: statistics of the pilot that are finite, shape (n, S).
     """
 
-    def __init__(self, engine: Engine, rng_key: jax.Array) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        rng_key: jax.Array,
+        watch: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.engine = engine
+        self.watch = watch
         self.options = engine.options
         self.problem = engine.problem
         self.table = engine.problem.table
@@ -125,6 +133,7 @@ class Simulations:
         self.num_simulations += is_valid.size
         self.seen.add(stats.reshape(-1, stats.shape[-1]))
         self.failures.note(u, stats, is_valid, self.table)
+        self.watch(self.num_simulations)
         return is_valid
 
     # -- draws of the prior -----------------------------------------------------------
