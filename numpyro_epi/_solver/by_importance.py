@@ -9,7 +9,7 @@ from jax import random
 
 from numpyro_epi._math.importance import effective_sample_size, normalize_log_weights
 from numpyro_epi._math.psis import MAX_KHAT, pareto_smooth
-from numpyro_epi._solver.draws import Draws, Simulator
+from numpyro_epi._solver.draws import Draws
 from numpyro_epi._solver.law import Law, Standard
 from numpyro_epi._solver.population import (
     Population,
@@ -42,7 +42,7 @@ def settle_population(
         law, state = _judge_population(
             population, state, key, standard, size, is_last=is_last
         )
-        is_spent = draws_left(population.simulator, size) <= 0
+        is_spent = draws_left(population, size) <= 0
         if law.converged or not law.is_at_the_targets or is_spent:
             break
         state = population.solve(state)
@@ -68,7 +68,7 @@ def _judge_population(
     lam = state.position.multipliers
     draws: Draws | None = None
     num = int(VERDICT * size)
-    most = min(int(MAX_VERDICT * size), draws_left(population.simulator, size))
+    most = min(int(MAX_VERDICT * size), draws_left(population, size))
     while True:
         first_key, key = random.split(key)
         keys = random.split(first_key)
@@ -121,9 +121,10 @@ def _judge_population(
     return law, state
 
 
-def draws_left(simulator: Simulator, size: int) -> int:
+def draws_left(population: Population, size: int) -> int:
     """How many more draws the budget has simulations for."""
-    spent = simulator.num_simulations - simulator.num_moves
+    simulator = population.simulator
+    spent = simulator.num_simulations - population.num_before
     budget = DEAR_BUDGET if simulator.problem.cost.is_dear else BUDGET
     return int((budget * size - spent) / simulator.num_repeats)
 

@@ -137,6 +137,8 @@ class Population:
     def __init__(self, simulator: Simulator, size: int) -> None:
         self.simulator = simulator
         self.size = size
+        # A budget is that of one population: others have their own.
+        self.num_before = simulator.num_simulations
 
     def init(self, rng_key: jax.Array) -> PopulationState:
         """Draws of the prior."""

@@ -87,6 +87,7 @@ def _search(
     law = run_chains(particles, rng_key, standard)
     if is_narrow and law.is_at_the_targets and not law.converged:
         # Log Z along a path lags more than the draws at its end: those show the way.
+        population = Population(simulator, int(ROUND * size))
         state = population.at(law.pool, law.multipliers, keys[2])
         again = settle_population(population, state, keys[1], standard, size)
         law = again if again.converged else law

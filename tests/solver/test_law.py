@@ -17,6 +17,7 @@ from numpyro_epi._math.importance import normalize_log_weights
 from numpyro_epi._model.problem import Problem
 from numpyro_epi._solver import population
 from numpyro_epi._solver.by_chains import family_error
+from numpyro_epi._solver.by_importance import draws_left
 from numpyro_epi._solver.draws import Draws, Programs, Simulator
 from numpyro_epi._solver.law import Standard
 from numpyro_epi._solver.path import Position, largest_step, move_on, ridge_at
@@ -210,6 +211,16 @@ def test_a_search_that_stalls_draws_twice_as_many_until_it_gives_up(monkeypatch)
         state = search.advance(state)
         spent.append(made.num_simulations)
     np.testing.assert_array_equal(np.diff([100, *spent]), [200, 400, 800, 0])
+
+
+def test_a_budget_is_that_of_one_population():
+    """Chains, and searches of other restarts, leave it whole."""
+    made = simulator(gaussian)
+    first = Population(made, 200)
+    whole = draws_left(first, 1000)
+    first.init(KEY)
+    assert draws_left(first, 1000) == whole - 200
+    assert draws_left(Population(made, 200), 1000) == whole
 
 
 def test_arrived_multipliers_are_solved_again():
