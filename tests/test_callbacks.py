@@ -122,6 +122,28 @@ def test_check_counts_what_a_run_makes():
     assert 0.5 < report.plan.num_simulations / result.num_simulations < 2.0
 
 
+class Remembering(Outside):
+    """It keeps what it was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __call__(self, z):
+        self.asked.append(np.array(z).ravel())
+        return super().__call__(z)
+
+
+def test_no_draw_is_simulated_twice():
+    """In all stages of a run with a law; float32 has a few equal draws by chance."""
+    simulate = Remembering()
+    result = epi.EPI(outside_model(simulate), GUIDE, **SMALL).run(KEY)
+    assert result.law is not None
+    asked = np.concatenate(simulate.asked)
+    assert asked.size == result.num_simulations
+    assert np.unique(asked).size > 0.999 * asked.size
+
+
 def default_count(model, gradient):
     problem = Problem(model, (), {}, KEY)
     engine = Engine(problem, GuideFunctions(GUIDE, problem, KEY), Options(), None)
