@@ -40,8 +40,8 @@ class EPILaw:
             units, shape (K,).
         ess: effective number of the draws.
         khat: Pareto shape of the weights of the verdict; NaN of chains.
-        lag: how far chains that move for longer end from these, in standard errors; NaN
-            of importance sampling.
+        lag: how far other chains, or their way back to the prior, lead from these, in
+            standard errors; NaN of importance sampling.
         converged: whether fresh draws show that the law meets its targets, and the
             checks of its method are passed.
         reason: why not, in words; empty if so.

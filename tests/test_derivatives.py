@@ -150,6 +150,8 @@ def test_it_is_inferred(program_and_result):
     assert np.isfinite(result.score)
 
 
+@pytest.mark.ci
+@pytest.mark.long
 @pytest.mark.parametrize(("program", "forward", "reverse", "choice"), PROGRAMS)
 def test_the_pilot_chooses_one_that_exists(program, forward, reverse, choice):
     inference = epi.EPI(model_of(program), warm_start=False, progress_bar=False)

@@ -221,6 +221,8 @@ def test_a_solver_that_gives_up_is_told_apart_from_errors_of_the_program():
         assert "equinox.filter_jit" not in str(caught.value)
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_the_way_out_for_a_solver_that_gives_up():
     with pytest.raises(epi.InvalidStatisticError):
         run(gives_up(throw=False))
@@ -452,6 +454,8 @@ def same_params(first, second):
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_same_key_same_result_with_and_without_bar(capsys):
     silent, shown = run(), run(progress_bar=True)
     assert same_params(silent, shown)
@@ -463,6 +467,8 @@ def test_same_key_same_result_with_and_without_bar(capsys):
     assert places[0] >= 0
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_model_arguments_reach_the_model():
     def model(shift, *, spread):
         z = numpyro.sample("z", dist.Normal(shift, spread))
@@ -475,6 +481,8 @@ def test_model_arguments_reach_the_model():
     assert other.divergence > result.divergence
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_restarts_are_all_kept_and_the_best_is_returned():
     result = run(num_restarts=3, num_epochs=3, num_steps=50)
     assert len(result.restarts) == 3
@@ -603,6 +611,8 @@ def test_noise_is_noticed_and_never_guided():
     assert set(result.draws.latents) == {"z"}
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_second_run_compiles_nothing_new():
     """A trace calls the model; a second run, and its longer twin's epochs, must not."""
     calls = []
@@ -643,6 +653,8 @@ print(abs(losses[0] - losses[1]).max())
 """
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_particles_on_two_devices_take_the_same_steps():
     """Sums in another order: rounding, which 40 steps may amplify a little."""
     environment = {

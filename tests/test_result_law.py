@@ -104,6 +104,8 @@ def test_bad_arguments_are_named(args, error):
         trained().law.sample(*args)
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_a_poor_guide_is_corrected_or_left_and_the_summary_says_so(capsys):
     """Five steps from an untrained guide: the law is met, the guide not."""
     options = {**SMALL, "warm_start_size": 5000}
@@ -152,6 +154,8 @@ def test_a_file_keeps_it(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, old, new)
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_where_there_is_no_law_it_says_why():
     """A mean outside of what the statistic can be."""
 

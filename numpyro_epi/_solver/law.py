@@ -30,8 +30,8 @@ class Law(NamedTuple):
         noise_error: bias that the noise of averaged simulations leaves, shape (K,).
         ess: effective number of draws.
         khat: Pareto shape of the weights; NaN of chains.
-        lag: how far a second population with more moves is from the first, in standard
-            errors; NaN of importance sampling.
+        lag: how far a second population, or its way back to the prior, is from the
+            first, in standard errors; NaN of importance sampling.
         reason: why it is not trusted, in words; empty if it is.
         pool: the draws of the verdict, and those that chose the multipliers.
         pool_weights: of these, sum to one.

@@ -167,8 +167,7 @@ class Particles:
         """
         offset_key, move_key, key = random.split(state.rng_key, 3)
         here, draws = state.position, state.draws
-        log_w = draws.log_density(temperature, multipliers)
-        log_w = log_w - _density(draws, here.temperature, here.multipliers)
+        log_w = self.log_weights(state, temperature, multipliers)
         offset = float(random.uniform(offset_key))
         rows, gains = _resample(log_w, state.log_normalizer.size, offset)
         state = state._replace(
@@ -182,6 +181,14 @@ class Particles:
         for i in range(repeats):
             state = self.move(state, random.fold_in(move_key, i))
         return state
+
+    def log_weights(
+        self, state: ParticleState, temperature: float, multipliers: np.ndarray
+    ) -> np.ndarray:
+        """Of the particles against another law, shape (n,)."""
+        here, draws = state.position, state.draws
+        log_p = draws.log_density(temperature, multipliers)
+        return log_p - _density(draws, here.temperature, here.multipliers)
 
     def move(self, state: ParticleState, rng_key: jax.Array) -> ParticleState:
         """Move particles within their law, until T has forgotten where they were."""

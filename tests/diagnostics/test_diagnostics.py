@@ -136,6 +136,8 @@ def test_certificate_of_data_and_property():
     assert found.gap_error == pytest.approx(expected)
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_noise_is_averaged_and_its_error_stated():
     """32 simulations of each draw; with one, the bound would be 0.6 nats too large."""
     problem, result = ZOO["noisy"], trained("noisy")
@@ -217,6 +219,8 @@ def test_restart_without_a_mode_is_named():
     assert (found.r_hat["z"] < 1.05).all()
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_narrow_restart_lacks_what_the_other_has():
     result = trained("equal_modes", num_restarts=2)
     # The second restart's base is shrunk: its first mixing layer is scaled down.
@@ -267,6 +271,8 @@ def test_summary_names_the_restart_that_lacks_a_part(capsys):
     assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_one_restart_has_nothing_to_compare():
     with pytest.raises(ValueError, match="num_restarts"):
         diagnostics.restart_diagnostic(trained("gaussian"))

@@ -135,6 +135,8 @@ X64 = """
 """
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_laws_hold_to_double_precision(request):
     root = request.config.rootpath
     subprocess.run(

@@ -52,6 +52,8 @@ def all_priors():
         numpyro.sample("interval in a plate", PRIORS["interval"]())
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_an_untrained_flow_is_the_prior():
     guide, params = met(all_priors)
     assert guide.base_kind == "prior"

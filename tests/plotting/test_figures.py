@@ -229,6 +229,8 @@ def test_refuses_what_is_not_a_result(plot):
         plot({"a": 1.0})
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_draws_what_the_analyses_of_a_run_return():
     result, key = gaussian(), jax.random.key(0)
     at = {"z": result.draws.latents["z"].mean(axis=0)}
@@ -251,6 +253,8 @@ def test_draws_what_the_analyses_of_a_run_return():
     assert [one.get_label() for one in first.lines][1:] == list(changed.names)
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_draws_the_result_of_a_run():
     result = trained().result
     names = {"a[0]", "a[1]", "scope/b"}

@@ -115,6 +115,8 @@ def test_standardised_hessian_is_scaled_by_the_spread_of_the_draws():
     np.testing.assert_allclose(found.tilted, plain.tilted * scale, rtol=1e-4)
 
 
+@pytest.mark.ci
+@pytest.mark.long
 @pytest.mark.parametrize("coordinates", ["constrained", "unconstrained"])
 def test_hessian_agrees_with_differences_of_the_density(coordinates):
     """Central differences of `log_prob`, at a point of a result of several sites."""
@@ -254,6 +256,8 @@ def test_no_points_are_refused(ask):
         ask(gaussian(), {"z": np.zeros((0, 2))})
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_difference_is_what_the_fit_adds():
     at = {"z": [1.0, -1.0]}
     found = sensitivity.hessian(flow(), at)

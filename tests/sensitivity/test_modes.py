@@ -90,6 +90,8 @@ def test_peaks_merge_where_the_pass_is_less_than_a_depth_below(depth, labels):
     assert found.tolist() == labels
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_paths_between_modes_are_as_low_as_the_saddle():
     """Straight: log q on the way; in the base of a Gaussian guide, the same path."""
     result = gaussian()
@@ -135,6 +137,8 @@ def test_a_path_stays_on_the_branch_that_it_starts_on():
         np.testing.assert_allclose(found.points[:, 0], 2.0 * side, atol=0.3)
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_draws_are_grouped_by_the_nearest_mode():
     result = two_modes()
     modes = sensitivity.find_modes(result, KEY, num_starts=100)
