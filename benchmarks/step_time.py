@@ -184,7 +184,8 @@ def make_pool():
 
 def epi_chunk():
     inference = epi.EPI(linear.model, num_particles=NUM_PARTICLES, progress_bar=False)
-    state = inference.init(random.key(0))
+    engine = inference._engine(random.key(0), (), {})
+    state = inference.init(random.key(0)).guide
     state = state._replace(
         multipliers=MULTIPLIERS[None],
         pool=state.pool._replace(u=make_pool()[None]),
@@ -192,12 +193,10 @@ def epi_chunk():
     )
 
     def chunk(state):
-        state, infos = lax.scan(
-            lambda s, _: inference.update(s), state, None, length=NUM_STEPS
-        )
+        state, infos = engine.run_steps(state, NUM_STEPS, "reverse")
         return state, infos.violation[:, 0]
 
-    return jax.jit(chunk), state
+    return chunk, state
 
 
 def time_chunk(chunk, state):

@@ -7,7 +7,7 @@ from . import circuits, diagnostics, guides, handlers, plotting, sensitivity
 from ._train.agreement import ContradictoryTargetsError
 from ._train.check import EPICheck
 from ._train.options import PublishedSchedule
-from ._train.state import EPIState
+from ._train.solver import EPIState
 from ._train.status import EPIStatus, InvalidStatisticError
 from .arviz import to_arviz
 from .diagnostics import what_if

@@ -20,9 +20,8 @@ from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
 from numpyro_epi._train.options import GONE, Options
-from numpyro_epi._train.runner import Runner
-from numpyro_epi._train.simulations import Simulations
-from numpyro_epi._train.state import EPIState, StepInfo
+from numpyro_epi._train.progress import Progress
+from numpyro_epi._train.solver import EPIState, Solver
 from numpyro_epi._train.status import plain_solver_errors
 from numpyro_epi.result import EPIResult
 
@@ -139,6 +138,14 @@ class EPI:
             )
         self._last: tuple[Arguments, Engine] | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "update":
+            raise AttributeError(
+                "`EPI.update` is gone. Use `EPI.advance`, which takes a run a whole "
+                "step further: a round of the search, an epoch, or the verdict."
+            )
+        raise AttributeError(f"`EPI` has no attribute `{name}`.")
+
     def _engine(self, rng_key: jax.Array, args: tuple, kwargs: dict) -> Engine:
         """Compiled functions for these model arguments; kept for the next call."""
         last = None if self._last is None else self._last[0]
@@ -156,50 +163,69 @@ class EPI:
         return engine
 
     def init(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPIState:
-        """State of an untrained guide with zero multipliers.
+        """Begin a run that goes on by hand: after draws of the prior.
 
         Args:
-            rng_key: random key.
+            rng_key: random key, as for `run`.
             *args: of the model.
             **kwargs: of the model.
 
         Returns:
-            State for `update`; its arrays have a leading axis of R restarts.
+            State for `advance`.
+
+        Example:
+            >>> import jax, numpyro, numpyro_epi as epi
+            >>> import numpyro.distributions as dist
+            >>> def model():
+            ...     z = numpyro.sample("z", dist.Normal(0, 1))
+            ...     epi.emergent_property(z, mean=1.0, var=0.25)
+            >>> inference = epi.EPI(model, num_epochs=2, num_steps=50)
+            >>> state = inference.init(jax.random.key(0))
+            >>> while not state.is_done and state.num_simulations < 100_000:
+            ...     state = inference.advance(state)
+            >>> result = inference.result(state)
         """
-        rng_key = as_key(rng_key)
-        engine = self._engine(rng_key, args, kwargs)
-        simulations = Simulations(engine, rng_key)
+        engine, run_key = self._begin(rng_key, args, kwargs)
         with plain_solver_errors():
-            simulations.pilot()
-        simulations.failures.tell()
-        return engine.init_state(simulations.next_keys(), simulations.table.targets)
+            return Solver(engine).init(run_key)
 
-    def update(
-        self, state: EPIState, *args: Any, **kwargs: Any
-    ) -> tuple[EPIState, StepInfo]:
-        """Take one gradient step with multipliers and penalty as they are.
+    def advance(self, state: EPIState, *args: Any, **kwargs: Any) -> EPIState:
+        """Take a run a step further: a round of the search, an epoch, the verdict.
 
         Args:
-            state: from `init` or `update`.
-            *args: of the model.
+            state: from `init` or `advance`; it stays as it is.
+            *args: of the model, as for `init`.
             **kwargs: of the model.
 
         Returns:
-            The next state, and what happened. Compiled at the first call; may be part
-            of a function under `jit`.
+            The next state; the same one if the run is done.
         """
         engine = self._engine(random.key(0), args, kwargs)
-        gradient = self.options.stat_gradient
-        if gradient == "replay":
-            raise ValueError(
-                "`stat_gradient='replay'` simulates between the epochs of `EPI.run`, "
-                'but `EPI.update` takes single steps. Use "score" for `update`.'
-            )
-        if gradient == "auto":
-            modes = engine.problem.derivatives
-            gradient = "score" if modes.reverse else "reverse"
-            gradient = "forward" if modes.reverse and not modes.forward else gradient
-        return engine.update(state, gradient)
+        with plain_solver_errors():
+            return Solver(engine).advance(state)
+
+    def result(self, state: EPIState, *args: Any, **kwargs: Any) -> EPIResult:
+        """What a run has found at any moment.
+
+        Args:
+            state: from `init` or `advance`.
+            *args: of the model, as for `init`.
+            **kwargs: of the model.
+
+        Returns:
+            The result. Of a run that is not done its status is "interrupted", unless
+            guide or law are shown to meet their targets already.
+        """
+        engine = self._engine(random.key(0), args, kwargs)
+        with plain_solver_errors():
+            outcome = Solver(engine).outcome(state, "Stopped before its end.")
+            return assemble(engine, outcome)
+
+    def _begin(
+        self, rng_key: jax.Array, args: tuple, kwargs: dict
+    ) -> tuple[Engine, jax.Array]:
+        setup_key, run_key = random.split(as_key(rng_key))
+        return self._engine(setup_key, args, kwargs), run_key
 
     def run(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPIResult:
         """Infer the distribution.
@@ -210,7 +236,8 @@ class EPI:
             **kwargs: of the model.
 
         Returns:
-            The result, whatever its status: see `EPIResult.status` and `converged`.
+            The result, whatever its status: see `EPIResult.status` and `converged`. An
+            interrupt from the keyboard (after draws of the prior) leaves a result, too.
 
         Raises:
             InvalidStatisticError: if simulations fail, as `on_invalid` says.
@@ -223,11 +250,17 @@ class EPI:
                 that no continuous guide can have, parameters to train, or an improper
                 prior that the data leave improper; or the guide is of another model.
         """
-        rng_key = as_key(rng_key)
-        setup_key, run_key = random.split(rng_key)
-        engine = self._engine(setup_key, args, kwargs)
-        with plain_solver_errors():
-            return assemble(engine, Runner(engine, run_key).run())
+        engine, run_key = self._begin(rng_key, args, kwargs)
+        with plain_solver_errors(), Progress(self.options) as progress:
+            solver = Solver(engine, progress)
+            state = solver.init(run_key)
+            try:
+                while not state.is_done:
+                    state = solver.advance(state)
+            except KeyboardInterrupt:
+                outcome = solver.outcome(state, "Stopped from the keyboard.")
+                return assemble(engine, outcome)
+            return assemble(engine, solver.outcome(state, ""))
 
     def check(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPICheck:
         """Look at the model before any training: targets, failures, cost, gradient.

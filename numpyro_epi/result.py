@@ -26,7 +26,7 @@ from numpyro_epi._restart import EPIDraws, EPIHistory, EPIRestart
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.guide import Params
 from numpyro_epi._train.pilot import GradientHealth
-from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.state import GuideState
 from numpyro_epi._train.status import EPIStatus
 from numpyro_epi.law import EPILaw
 
@@ -45,7 +45,7 @@ class EPIResult:
         restarts: all restarts, in the order of their keys.
         best: index of the best one.
         table: constraints with their targets and scales.
-        state: state of the optimiser, all restarts, as `EPI.update` takes it.
+        state: of the guides at the end of training, all restarts.
         gradient: how statistics were differentiated, and why.
         is_noisy: whether statistics differ between simulations of the same latents.
         has_noisy_likelihood: whether the log likelihood does, in the model as it is
@@ -63,7 +63,7 @@ class EPIResult:
     restarts: tuple[EPIRestart, ...]
     best: int
     table: ConstraintTable
-    state: EPIState
+    state: GuideState
     gradient: GradientHealth
     is_noisy: bool
     masks_invalid: bool
@@ -362,8 +362,8 @@ class EPIResult:
             model_kwargs: keyword arguments of the model.
 
         Returns:
-            The result: the same key gives the same draws on the same machine, and
-            `EPI.update` takes its `state`. A `mesh` is not restored.
+            The result: the same key gives the same draws on the same machine. A `mesh`
+            is not restored.
 
         Raises:
             ValueError: if the file is not of this format, or damaged, or made with

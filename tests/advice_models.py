@@ -465,14 +465,13 @@ def optimiser_and_schedule():
     epi.EPI(z_model, schedule=schedule)
 
 
-@case("epi.py", 'Use "score" for `update`.', slow=True)
-def replayed_update():
-    inference = epi.EPI(z_model, autoguide.AutoNormal, **TINY, stat_gradient="replay")
+@case("epi.py", "Use `EPI.advance`, which takes a run a whole", slow=True)
+def update():
+    inference = epi.EPI(z_model, autoguide.AutoNormal, **TINY)
+    with refused(AttributeError):
+        inference.update  # noqa: B018
     state = inference.init(KEY)
-    with refused():
-        inference.update(state)
-    other = epi.EPI(z_model, autoguide.AutoNormal, **TINY, stat_gradient="score")
-    assert np.isfinite(other.update(other.init(KEY))[1].loss).all()
+    assert inference.advance(state).num_simulations > state.num_simulations
 
 
 def guide_of(guide, model=z_model):
@@ -530,8 +529,8 @@ def warm_start_without_a_law():
     def reason(*, warm_start):
         inference = epi.EPI(pair_model, **TINY, warm_start=warm_start)
         engine = inference._engine(KEY, (), {})
-        simulations = Simulations(engine, KEY)
-        simulations.has_weights = False
+        simulations = Simulations.start(engine, KEY)
+        simulations.know(has_weights=False)
         return Laws(engine, simulations).reason
 
     with refused():

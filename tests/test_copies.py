@@ -81,7 +81,7 @@ def agreement(model, *args, **options):
     """What a run knows after its pilot."""
     inference = epi.EPI(model, GUIDE, **{**OPTIONS, **options})
     engine = inference._engine(KEY, args, {})
-    simulations = Simulations(engine, KEY)
+    simulations = Simulations.start(engine, KEY)
     simulations.pilot()
     return Agreement(engine, simulations)
 
@@ -123,7 +123,7 @@ def test_contradictions_are_refused_with_a_way_out_that_works(name):
     fixed = eval(call, {"numpyro_epi": epi, "model": model})
     again = agreement(fixed, *args, **options)
     assert not again.must_start_over(law_of(name))
-    assert again.relations
+    assert again.findings.relations
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again.warn()
@@ -143,7 +143,7 @@ def test_leaving_one_out_is_a_way_out():
         z = numpyro.sample("z", dist.Normal(0, 1))
         epi.emergent_property(z, mean=1.0, var=0.25, name="s")
 
-    assert agreement(one).is_settled
+    assert agreement(one).findings.is_settled
 
 
 def test_a_run_refuses_before_training():
@@ -163,24 +163,24 @@ def test_rectified_pair_is_confirmed_before_it_is_refused():
     Its broken twin believes the pilot.
     """
     found = agreement(rectified)
-    twin = nearest_targets(found.given, found.relations)
-    assert found.relations
-    assert distance(found.given, twin) > 0.05  # the twin would refuse
+    twin = nearest_targets(found.findings.given, found.findings.relations)
+    assert found.findings.relations
+    assert distance(found.findings.given, twin) > 0.05  # the twin would refuse
     assert distance(found.simulations.table, twin) == 0.0  # the warm start goes there
     assert found.must_start_over(normal_draws(0.45, 1.0))
-    assert found.relations == []
-    assert found.simulations.table is found.given
+    assert found.findings.relations == ()
+    assert found.simulations.table is found.findings.given
     assert not found.must_start_over(normal_draws(0.3, 1.0))
 
 
 def test_draws_around_the_law_refute_what_its_draws_do_not():
     """No draw of this law is below zero, but a wider one would be."""
     found = agreement(rectified, 4.0, 1.5)
-    assert found.relations
+    assert found.findings.relations
     draws = normal_draws(0.0, 0.1)
     draws = 0.01 + (draws - draws.min()) / np.ptp(draws)
     assert found.must_start_over(draws)
-    assert found.relations == []
+    assert found.findings.relations == ()
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_draws_around_the_law_refute_what_its_draws_do_not():
 def test_targets_that_agree_or_are_independent_stay(model, args):
     found = agreement(model, *args)
     assert not found.must_start_over(law_of(model.__name__))
-    assert found.simulations.table is found.given
+    assert found.simulations.table is found.findings.given
 
 
 def test_a_constant_statistic_is_left_to_the_end_of_the_run():
@@ -205,7 +205,7 @@ def test_a_constant_statistic_is_left_to_the_end_of_the_run():
 
     found = agreement(model)
     assert not found.must_start_over(normal_draws(0, 1))
-    assert "s[1]" in found.simulations.seen.unreachable(found.given)
+    assert "s[1]" in found.simulations.ledger.seen.unreachable(found.findings.given)
 
 
 def test_no_draws_are_looked_at_where_the_pilot_tells_all():
@@ -214,9 +214,9 @@ def test_no_draws_are_looked_at_where_the_pilot_tells_all():
         epi.emergent_property(z, mean=0.5, var=0.5)
 
     found = agreement(model)
-    assert found.is_settled
+    assert found.findings.is_settled
     assert not found.must_start_over(normal_draws(0.5, 0.7))
-    assert found.stats.shape == (2000, 2)
+    assert found.findings.stats.shape == (2000, 2)
 
 
 # -- within the tolerance -------------------------------------------------------------
@@ -235,7 +235,7 @@ def test_targets_within_the_tolerance_are_moved_with_one_warning():
     assert "mean 1.005 and variance 0.25 of `s[0]`" in message
     call = message.split("use `")[1].split("`.")[0]
     fixed = agreement(eval(call, {"numpyro_epi": epi, "model": copies}))
-    assert fixed.simulations.table is fixed.given
+    assert fixed.simulations.table is fixed.findings.given
 
 
 def test_a_smaller_tolerance_refuses():

@@ -162,7 +162,8 @@ def test_the_pilot_chooses_one_that_exists(program, forward, reverse, choice):
 def test_single_steps_take_one_that_exists(program, forward, reverse, choice):
     guide = epi.guides.AutoRealNVP(model_of(program), num_flows=2, hidden_dims=(8,))
     inference = epi.EPI(guide.model, guide, **SMALL)
-    state, _ = inference.update(inference.init(KEY))
+    engine = inference._engine(KEY, (), {})
+    state, _ = engine.run_steps(inference.init(KEY).guide, 1, choice)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
 
 

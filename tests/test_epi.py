@@ -30,6 +30,7 @@ from numpyro_epi._train.plateau import is_met
 from numpyro_epi._train.progress import Progress
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.simulations import Simulations
+from numpyro_epi._train.solver import Solver
 from numpyro_epi._train.state import Memory
 from numpyro_epi._train.step import Objective
 from numpyro_epi._train.verdict import verdict
@@ -436,10 +437,7 @@ def test_replayed_simulations_solve_a_slow_simulator():
     assert result.num_simulations < 300_000
 
 
-def test_replay_is_refused_where_nothing_is_simulated_between_steps():
-    inference = epi.EPI(gaussian, stat_gradient="replay", **SMALL)
-    with pytest.raises(ValueError, match="between the epochs"):
-        inference.update(inference.init(KEY))
+def test_the_published_algorithm_has_nothing_to_replay():
     with pytest.raises(ValueError, match="stat_gradient"):
         epi.EPI(gaussian, stat_gradient="replay", schedule=epi.PublishedSchedule())
 
@@ -461,7 +459,7 @@ def test_same_key_same_result_with_and_without_bar(capsys):
     assert same_params(silent, shown)
     assert not same_params(silent, run(key=jax.random.key(1)))
     shown_text = capsys.readouterr().err
-    stages = ("pilot", "simulations", "law, first fit", "guide", "entropy")
+    stages = ("pilot", "simulations", "law", "first fit", "guide", "entropy")
     places = [shown_text.find(stage) for stage in stages]
     assert places == sorted(places)
     assert places[0] >= 0
@@ -490,18 +488,6 @@ def test_restarts_are_all_kept_and_the_best_is_returned():
     assert ranks[result.best] == max(ranks)
     draws = [r.draws.latents["z"] for r in result.restarts]
     assert not np.array_equal(draws[0], draws[1])
-
-
-def test_init_and_update_take_one_step():
-    inference = epi.EPI(gaussian, **SMALL)
-    state = inference.init(KEY)
-    after, info = jax.jit(inference.update)(state)
-    assert int(after.num_steps[0]) == 1
-    assert info.violation.shape == (1, 4)
-    changed = jax.tree.map(
-        lambda a, b: bool((a != b).any()), state.params, after.params
-    )
-    assert any(jax.tree.leaves(changed))
 
 
 @pytest.mark.parametrize(
@@ -556,11 +542,25 @@ def test_interrupt_returns_the_result_so_far(monkeypatch):
     assert len(result.history.entropy) == 1
 
 
-def test_an_interrupt_before_there_is_a_guide_is_not_caught(monkeypatch):
+@pytest.mark.parametrize("stage", ["_advance_law", "_fit_first", "_judge"])
+def test_an_interrupt_leaves_a_result_in_every_stage(stage, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("numpyro_epi._train.laws.find_law", stop)
+    monkeypatch.setattr(Solver, stage, stop)
+    result = run(num_epochs=1)
+    assert result.status in (epi.EPIStatus.INTERRUPTED, epi.EPIStatus.CONVERGED)
+    if result.status is epi.EPIStatus.INTERRUPTED:
+        assert "from the keyboard" in result.message
+    assert np.isfinite(result.entropy)
+    assert (result.law is None) == (stage == "_advance_law")
+
+
+def test_an_interrupt_before_there_are_draws_is_not_caught(monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Simulations, "pilot", stop)
     with pytest.raises(KeyboardInterrupt):
         run(num_epochs=3)
 
@@ -679,7 +679,7 @@ def test_restart_without_valid_draws_has_no_score():
         epi.emergent_property(jnp.where(z < 0.0, z, jnp.nan), mean=-0.5)
 
     inference = epi.EPI(fails, on_invalid="mask", **SMALL)
-    simulations = Simulations(inference._engine(KEY, (), {}), KEY)
+    simulations = Simulations.start(inference._engine(KEY, (), {}), KEY)
     simulations.pilot()
     u = np.ones((1, 4, 1), np.float32)
     zeros = np.zeros((1, 4), np.float32)
@@ -697,7 +697,7 @@ def test_restart_without_valid_draws_has_no_score():
 )
 def test_verdict_tells_a_miss_from_a_lack_of_draws(violation, advice):
     inference = epi.EPI(gaussian, GUIDE, **SMALL)
-    simulations = Simulations(inference._engine(KEY, (), {}), KEY)
+    simulations = Simulations.start(inference._engine(KEY, (), {}), KEY)
     simulations.pilot()
     off, errors = np.array([0.0, violation, 0.0, 0.0]), np.full(4, 0.02)
     scores = Scores(0.0, 0.0, 0.0, off, errors, 0.0, np.ones(4))

@@ -90,34 +90,28 @@ def test_shares_are_told_from_zero():
     assert show_share(1, 2000) == "1 of 2,000 draws invalid (0.05%)"
 
 
-def ledger(policy="auto"):
-    return Failures(Problem(fails_for(0.1), (), {}, KEY), policy)
-
-
 def note(found, num_failed, num):
+    problem = Problem(fails_for(0.1), (), {}, KEY)
     is_valid = np.arange(num)[None] >= num_failed
     stats = np.where(is_valid, 1.0, np.nan)[..., None]
-    found.note(np.full((1, num, 1), 3.5), stats, is_valid, found.problem.table)
+    u = np.full((1, num, 1), 3.5)
+    return found.note(problem, problem.table, u, stats, is_valid)
 
 
 def test_rare_failures_are_told_once():
-    found = ledger()
-    note(found, 1, 2000)  # few simulations: not yet
+    found = note(Failures("auto"), 1, 2000)  # few simulations: not yet
     with pytest.warns(RuntimeWarning, match=r"`rate`.*8 of 22,000.*z = 3\.5") as caught:
-        note(found, 7, 20_000)
-    note(found, 7, 20_000)
-    found.tell()
+        found = note(found, 7, 20_000)
+    found = note(found, 7, 20_000).tell()
     assert len(caught) == 1
     assert (found.num, found.num_seen) == (15, 42_000)
 
 
 @pytest.mark.parametrize("policy", ["mask", "auto"])
 def test_no_warning_where_it_is_masked_or_nothing_fails(policy):
-    found = ledger(policy)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        note(found, 3 if policy == "mask" else 0, 20_000)
-        found.tell()
+        found = note(Failures(policy), 3 if policy == "mask" else 0, 20_000).tell()
     assert found.num == (3 if policy == "mask" else 0)
 
 
@@ -125,12 +119,11 @@ def test_the_share_is_measured_where_the_run_now_draws(monkeypatch):
     """The twin, a share of all simulations, would go on for ever."""
 
     def drift():
-        found = ledger()
-        found.has_told = True
+        found = Failures("auto", has_told=True)
         for _ in range(10):
-            note(found, 0, 10_000)
+            found = note(found, 0, 10_000)
         for _ in range(2):
-            note(found, 700, 10_000)
+            found = note(found, 700, 10_000)
         return found
 
     with pytest.raises(epi.InvalidStatisticError, match=r"7\.00%.*at most 5%") as err:
@@ -142,13 +135,13 @@ def test_the_share_is_measured_where_the_run_now_draws(monkeypatch):
 
 def test_the_first_one_is_refused_if_asked_for():
     with pytest.raises(epi.InvalidStatisticError, match="`rate`"):
-        note(ledger("raise"), 1, 20_000)
+        note(Failures("raise"), 1, 20_000)
 
 
 def test_where_all_fail_masking_is_no_way_out():
     for policy in ("auto", "mask", "raise"):
         with pytest.raises(epi.InvalidStatisticError, match="move the priors"):
-            note(ledger(policy), 100, 100)
+            note(Failures(policy), 100, 100)
 
 
 # -- gradients ------------------------------------------------------------------------

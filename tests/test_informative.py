@@ -13,9 +13,9 @@ from numpyro.infer import MCMC, NUTS
 
 import numpyro_epi as epi
 from numpyro_epi._model.problem import Problem
-from numpyro_epi._solver.draws import Programs, Simulator
+from numpyro_epi._solver.draws import Programs
 from numpyro_epi._solver.law import Standard
-from numpyro_epi._solver.search import find_law
+from numpyro_epi._solver.search import Search, Searcher
 
 # Of means in standard deviations, and of standard deviations as a share.
 SHIFT, STRETCH = 0.15, 0.15
@@ -30,9 +30,11 @@ def narrow():
 
 def find(model):
     problem = Problem(model, (), {}, jax.random.key(0))
-    simulator = Simulator(Programs(problem), problem.table.with_scale(prior(problem)))
-    standard = Standard(0.05, 2.0, problem.table.labels)
-    return find_law(simulator, jax.random.key(0), standard, lambda: "hmc"), simulator
+    table = problem.table.with_scale(prior(problem))
+    standard = Standard(0.05, 2.0, table.labels)
+    searcher = Searcher(Programs(problem), standard, lambda: "hmc")
+    found = searcher.run(Search(table, 1, jax.random.key(0)))
+    return found.law, found.table
 
 
 def prior(problem):
@@ -43,10 +45,10 @@ def prior(problem):
 
 def test_a_mean_is_measured_in_the_spread_of_its_law():
     """A Normal law: sd 0.5 / sqrt(20), whatever its mean; 4,000 draws, 2% noise."""
-    law, simulator = find(narrow)
+    law, table = find(narrow)
     sd = 0.5 / np.sqrt(20)
     assert law.converged, law.reason
-    assert simulator.table.scale == pytest.approx(sd, rel=0.1)
+    assert table.scale == pytest.approx(sd, rel=0.1)
     # exp(-lambda (mu - 3.02)) moves the mean by -lambda sd^2, from 3 to 3.02.
     assert law.multipliers[0] * sd == pytest.approx(-0.02, abs=0.004)
     u = law.draws.u[:, 0]
@@ -56,7 +58,7 @@ def test_a_mean_is_measured_in_the_spread_of_its_law():
 
 
 def test_other_units_change_nothing_but_units():
-    law, simulator = find(narrow)
+    law, _ = find(narrow)
     units = np.array([4.0])
     other = law.in_units(units)
     np.testing.assert_allclose(other.violation, 4 * law.violation)

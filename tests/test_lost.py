@@ -27,8 +27,12 @@ TABLE = ConstraintTable.from_targets({"rate": ((), 1.0, 0.25)})
 
 
 def simulations(*, has_likelihood=False, is_proper=True):
-    seen = SeenRange(1)
-    seen.add(np.array([[-5.0], [5.0]]))
+    seen = SeenRange.empty(1).add(np.array([[-5.0], [5.0]]))
+    ledger = SimpleNamespace(
+        seen=seen,
+        largest_seen=np.array([12.0, 101.0]),
+        log_likelihood_dtype=np.float32,
+    )
     problem = SimpleNamespace(
         has_likelihood=has_likelihood,
         can_sample_prior=is_proper,
@@ -37,10 +41,8 @@ def simulations(*, has_likelihood=False, is_proper=True):
     return SimpleNamespace(
         problem=problem,
         table=TABLE,
-        seen=seen,
+        ledger=ledger,
         options=Options(),
-        largest_seen=np.array([12.0, 101.0]),
-        log_likelihood_dtype=np.float32,
     )
 
 

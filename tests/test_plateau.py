@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 
 import numpyro_epi as epi
 from numpyro_epi._train import plateau as rule
-from numpyro_epi._train import runner
 from numpyro_epi._train.plateau import MAX_HALVINGS, PATIENCE, Plateau, merits
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.state import GuideState
+from numpyro_epi._train.training import Trainer
 
 
 def state(mark, num_restarts=2):
     """A state all of whose numbers are `mark`, but the rate, which is 1."""
-    fields = {name: jnp.full(num_restarts, float(mark)) for name in EPIState._fields}
-    return EPIState(**{**fields, "rate": jnp.ones(num_restarts)})
+    fields = {name: jnp.full(num_restarts, float(mark)) for name in GuideState._fields}
+    fields["multipliers"] = jnp.full((num_restarts, 2), float(mark))
+    return GuideState(**{**fields, "rate": jnp.ones(num_restarts)})
 
 
 def scores(violation=0.0, divergence=1.0):
@@ -99,6 +100,27 @@ def test_any_merits_keep_the_rule(values):
 # -- in a run -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("has_law", [True, False])
+def test_multipliers_of_a_guide_that_comes_back(has_law):
+    """Those that are still sought stay: else each way back would lose them again."""
+    gap = 0.1 if has_law else np.nan
+    found, now = begin(-1.0), state(0, 1)
+    for mark in range(1, PATIENCE + 1):
+        now = now._replace(
+            params=jnp.full(1, float(mark)), multipliers=jnp.full((1, 2), float(mark))
+        )
+        found, now = found.after(now, [scores()._replace(gap=gap)], np.array([-9.0]))
+    assert float(now.params[0]) == 0.0
+    expected = 0.0 if has_law else float(PATIENCE)
+    np.testing.assert_array_equal(now.multipliers, expected)
+
+
+def with_scores(training, scores):
+    """The same, with other scores of the last epoch."""
+    last = training.records[-1]._replace(scores=scores)
+    return training._replace(records=(*training.records[:-1], last))
+
+
 def gaussian():
     z = numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
     epi.emergent_property(z, mean=[0.5, -0.5], var=[0.25, 0.5])
@@ -114,19 +136,20 @@ def test_an_epoch_that_ruins_the_guide_does_no_harm(keeps, monkeypatch):
     """Its twin, which takes the last guide instead of the best, is lost."""
     calls = []
 
-    def wild(self, *args):
+    def wild(self, before):
         calls.append(None)
-        record = run_epoch(self, *args)
+        found = run_epoch(self, before)
         if len(calls) == 2:
-            noise = jax.tree.map(lambda x: x + 3.0, self.state.params)
-            self.state = self.state._replace(params=noise, average=noise)
-            _, found = self.simulations.evaluate(noise, 1000)
-            record = record._replace(scores=found)
-        return record
+            noise = jax.tree.map(lambda x: x + 3.0, found.guide.params)
+            guide = found.guide._replace(params=noise, average=noise)
+            _, scores = self.simulations.evaluate(noise, 1000)
+            found = found._replace(guide=guide)
+            found = with_scores(found, scores)
+        return found
 
-    run_epoch = runner.Runner.run_epoch
-    monkeypatch.setattr(runner.Runner, "run_epoch", wild)
-    monkeypatch.setattr(runner.Runner, "_is_near", lambda *_: False)
+    run_epoch = Trainer._run_epoch
+    monkeypatch.setattr(Trainer, "_run_epoch", wild)
+    monkeypatch.setattr(Trainer, "_is_near", lambda *_: False)
     if not keeps:
         after = Plateau.after
         monkeypatch.setattr(
@@ -147,19 +170,18 @@ def test_an_interrupt_leaves_the_best_guide(monkeypatch):
     """Epochs after the best one are not what an interrupted run returns."""
     guides = []
 
-    def stop(self, *args):
+    def stop(self, before):
         if len(guides) == 2:
             raise KeyboardInterrupt
-        record = run_epoch(self, *args)
-        guides.append(self.state.average)
-        good = [
-            s._replace(divergence=-100.0 + 200.0 * len(guides)) for s in record.scores
-        ]
-        return record._replace(scores=good)
+        found = run_epoch(self, before)
+        guides.append(found.guide.average)
+        value = -100.0 + 200.0 * len(guides)
+        scores = [s._replace(divergence=value) for s in found.records[-1].scores]
+        return with_scores(found, scores)
 
-    run_epoch = runner.Runner.run_epoch
-    monkeypatch.setattr(runner.Runner, "run_epoch", stop)
-    monkeypatch.setattr(runner.Runner, "_is_near", lambda *_: False)
+    run_epoch = Trainer._run_epoch
+    monkeypatch.setattr(Trainer, "_run_epoch", stop)
+    monkeypatch.setattr(Trainer, "_is_near", lambda *_: False)
     options = {"num_epochs": 5, "num_steps": 5, "num_particles": 20}
     options |= {"num_evaluation": 200, "warm_start": False, "progress_bar": False}
     monkeypatch.setattr(

@@ -14,7 +14,7 @@ from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._model.arguments import Argument, Arguments
 from numpyro_epi._restart import EPIRestart
 from numpyro_epi._train.engine import Engine
-from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.state import GuideState
 
 # Draws whose stored density is compared with that of the model and guide at hand.
 NUM_COMPARED = 200
@@ -82,7 +82,7 @@ def check_model(
             raise ValueError(
                 f"Expected the targets of `{path}` in `model`, {name} = {old[i]:g} of "
                 f"`{table.statistic_labels[i]}`, got {new[i]:g}. Load it with the "
-                "targets of the run, then train with the new ones."
+                "targets of the run; those of another model need a run of their own."
             )
 
 
@@ -99,7 +99,7 @@ def check_same(what: str, expected: Iterable, got: Iterable) -> None:
 
 
 def check_density(
-    path: Path, restart: EPIRestart, engine: Engine, state: EPIState, best: int
+    path: Path, restart: EPIRestart, engine: Engine, state: GuideState, best: int
 ) -> None:
     """Refuse a model or guide that gives the stored draws another density."""
     problem, guide, draws = engine.problem, engine.guide, restart.draws

@@ -41,7 +41,7 @@ from numpyro_epi._train.guide import GuideFunctions
 from numpyro_epi._train.optim import as_optax
 from numpyro_epi._train.options import Options, PublishedSchedule
 from numpyro_epi._train.pilot import GradientHealth
-from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.state import GuideState
 from numpyro_epi._train.status import EPIStatus
 from numpyro_epi.law import EPILaw
 from numpyro_epi.result import EPIResult
@@ -161,13 +161,13 @@ def _table(header: dict, arrays: Arrays) -> ConstraintTable:
 
 def _state(
     path: Path, header: dict, arrays: Arrays, engine: Engine, table: ConstraintTable
-) -> EPIState:
+) -> GuideState:
     """The state, in the tree that the guide and the optimiser have now."""
     keys = jax.random.split(jax.random.key(0), engine.options.num_restarts)
     specs = {name: _spec(spec) for name, spec in header["state"].items()}
     num = _num_components(specs)
 
-    def init(keys: jax.Array) -> EPIState:
+    def init(keys: jax.Array) -> GuideState:
         state = engine.init_state(keys, table.targets)
         if num == 0:
             return state
@@ -219,7 +219,7 @@ def _restart(
     header: dict,
     arrays: Arrays,
     engine: Engine,
-    state: EPIState,
+    state: GuideState,
 ) -> EPIRestart:
     part = _Part(arrays, f"restarts/{r}", header)
     params = jax.tree.map(lambda x: x[r], state.average)

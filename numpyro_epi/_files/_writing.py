@@ -32,7 +32,7 @@ from numpyro_epi._model.arguments import Arguments
 from numpyro_epi._restart import EPIRestart
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.state import GuideState
 from numpyro_epi.result import EPIResult
 
 
@@ -121,7 +121,7 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _pack_state(state: EPIState) -> tuple[dict[str, dict], Arrays]:
+def _pack_state(state: GuideState) -> tuple[dict[str, dict], Arrays]:
     """What the leaves of a state are, and their numbers; of keys, the key data."""
     specs, arrays = {}, {}
     for path, leaf in flatten(state).items():

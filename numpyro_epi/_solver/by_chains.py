@@ -3,6 +3,8 @@
 
 """A law by Markov chains, judged by others, and by their way back to the prior."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 from jax import random
@@ -13,6 +15,7 @@ from numpyro_epi._solver.draws import Draws
 from numpyro_epi._solver.law import MAX_LAG, Law, Standard
 from numpyro_epi._solver.particles import Particles, ParticleState
 from numpyro_epi._solver.path import MAX_RESIDUAL
+from numpyro_epi._typing import existing
 
 # Snapshots of the chains for the last multipliers, and for the verdict.
 NUM_SNAPSHOTS = 8
@@ -23,34 +26,122 @@ NUM_GROUPS, REPEATS = 8, (1, 2)
 MAX_COST = 0.1
 
 
-def run_chains(particles: Particles, rng_key: jax.Array, standard: Standard) -> Law:
-    keys = random.split(rng_key, 4)
-    first = particles.init(keys[0])
-    while not (first.is_done or first.is_stalled):
-        first = particles.advance(first)
+class Retrace(NamedTuple):
+    """Other particles, in independent groups, on a frozen path and on the way back.
+
+    Attributes:
+        path: temperature and multipliers of each step, from the prior to the law.
+        particles: where they are.
+        at_law: where they were at the law; None on the way there.
+        log_start: log of the share of valid draws of the prior, of each group.
+        there: log weights of each step on the way there, shape (n,).
+        back: of each step on the way back.
+    """
+
+    path: np.ndarray
+    particles: ParticleState
+    at_law: ParticleState | None
+    log_start: np.ndarray
+    there: tuple[np.ndarray, ...]
+    back: tuple[np.ndarray, ...]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the particles are back."""
+        return len(self.back) == len(self.path) - 1
+
+    @property
+    def log_normalizers(self) -> np.ndarray:
+        """Log Z of each group: of the way there, and of both together, (2, G)."""
+        log_z = self.log_start
+        for pair in zip(self.there, self.back[::-1], strict=True):
+            groups = zip(*(x.reshape(NUM_GROUPS, -1) for x in pair), strict=True)
+            log_z = log_z + np.array([log_ratio(*group) for group in groups])
+        return np.stack([existing(self.at_law).log_normalizer, log_z])
+
+
+class ChainsState(NamedTuple):
+    """How far a law by chains is.
+
+    Attributes:
+        first: particles that choose the path.
+        last: the latest ones at the law.
+        settled: draws of all populations at the law so far.
+        log_w: their log weights against the model without the tilt.
+        retrace: the population that checks the last one, once it has begun.
+        num_checks: that are done.
+        law: once it is judged.
+        rng_key: of the search by chains.
+    """
+
+    first: ParticleState
+    last: ParticleState
+    settled: Draws | None
+    log_w: np.ndarray
+    retrace: Retrace | None
+    num_checks: int
+    law: Law | None
+    rng_key: jax.Array
+
+
+def init_chains(particles: Particles, rng_key: jax.Array) -> ChainsState:
+    """Particles of the prior."""
+    first = particles.init(random.split(rng_key, 4)[0])
+    return ChainsState(first, first, None, np.zeros(0), None, 0, None, rng_key)
+
+
+def advance_chains(
+    particles: Particles, state: ChainsState, standard: Standard
+) -> ChainsState:
+    """One round of particles on their way, or a step of the check, or its verdict."""
+    first, retrace = state.first, state.retrace
+    keys = random.split(state.rng_key, 4)[1:]
+    settle_key, trace_key, key = (random.fold_in(k, state.num_checks) for k in keys)
     if first.is_stalled:
         log_z = np.tile(first.log_normalizer, (2, 1))
-        return _judge_chains(
-            particles, first, first, log_z, keys[3], standard, first.draws
+        law = _judge_chains(
+            particles, first, first, log_z, keys[2], standard, first.draws
         )
-    first = particles.settle_units(first, 1.0)
-    last, settled = first, None
-    log_w, lam = np.zeros(0), first.position.multipliers
-    for i, repeats in enumerate(REPEATS):
-        # Multipliers of all populations so far, judged by a new one.
-        settle_key, trace_key, key = (random.fold_in(key, i) for key in keys[1:])
-        draws, _, _ = _snapshots(particles, last, settle_key)
-        settled = draws if settled is None else settled.join(draws)
-        tilt = draws.deviations @ last.position.multipliers
-        log_w = np.append(log_w, np.where(draws.is_valid, tilt, -np.inf))
-        found = solve_dual(log_w, settled.deviations, initial=lam)
-        lam = found.multipliers if found.residual < MAX_RESIDUAL else lam
-        new, log_z = _retrace(particles, first, lam, trace_key, repeats)
-        law = _judge_chains(particles, last, new, log_z, key, standard, settled)
-        if law.converged or particles.problem.cost.is_dear:
-            break
-        last = new
-    return law
+        return state._replace(law=law)
+    if not first.is_done:
+        first = particles.advance(first)
+        if first.is_done:
+            first = particles.settle_units(first, 1.0)
+        return state._replace(first=first, last=first)
+    repeats = REPEATS[state.num_checks]
+    if retrace is None:
+        return _settle(particles, state, settle_key, trace_key)
+    if not retrace.is_done:
+        return state._replace(retrace=_advance_retrace(particles, retrace, repeats))
+    new, settled = existing(retrace.at_law), existing(state.settled)
+    log_z = retrace.log_normalizers
+    law = _judge_chains(particles, state.last, new, log_z, key, standard, settled)
+    num_checks = state.num_checks + 1
+    is_final = law.converged or particles.problem.cost.is_dear
+    if is_final or num_checks == len(REPEATS):
+        return state._replace(law=law)
+    return state._replace(last=new, retrace=None, num_checks=num_checks)
+
+
+def _settle(
+    particles: Particles,
+    state: ChainsState,
+    settle_key: jax.Array,
+    trace_key: jax.Array,
+) -> ChainsState:
+    """Multipliers of all populations so far, to be judged by a new one."""
+    first, last = state.first, state.last
+    draws, _, _ = _snapshots(particles, last, settle_key)
+    settled = draws if state.settled is None else state.settled.join(draws)
+    lam = last.position.multipliers
+    tilt = np.where(draws.is_valid, draws.deviations @ lam, -np.inf)
+    log_w = np.append(state.log_w, tilt)
+    found = solve_dual(log_w, settled.deviations, initial=lam)
+    lam = found.multipliers if found.residual < MAX_RESIDUAL else lam
+    path = _halved(np.vstack([np.zeros(1 + lam.size), first.path, [1.0, *lam]]))
+    new = particles.init(trace_key, NUM_GROUPS)._replace(step_size=first.step_size)
+    retrace = Retrace(path, new, None, new.log_normalizer, (), ())
+    return state._replace(settled=settled, log_w=log_w, retrace=retrace)
 
 
 def _snapshots(
@@ -64,36 +155,21 @@ def _snapshots(
     return draws, np.tile(state.ancestors, NUM_SNAPSHOTS), state
 
 
-def _retrace(
-    particles: Particles,
-    first: ParticleState,
-    lam: np.ndarray,
-    rng_key: jax.Array,
-    repeats: int,
-) -> tuple[ParticleState, np.ndarray]:
-    """Other particles, in independent groups, on the frozen path and on the way back.
-
-    Returns:
-        The particles at the law, and the log Z of each group, shape (2, NUM_GROUPS): of
-        the way there, and of both ways together.
-    """
-    path = _halved(np.vstack([np.zeros(1 + lam.size), first.path, [1.0, *lam]]))
-    state = particles.init(rng_key, NUM_GROUPS)._replace(step_size=first.step_size)
-    log_z, there, back = state.log_normalizer, [], []
-    for temperature, *multipliers in path[1:]:
-        multipliers = np.array(multipliers)
-        there.append(particles.log_weights(state, temperature, multipliers))
-        state = particles.follow(state, temperature, multipliers, repeats)
-    ahead = state
-    for temperature, *multipliers in path[-2::-1]:
-        multipliers = np.array(multipliers)
-        back.append(particles.log_weights(ahead, temperature, multipliers))
-        if len(back) < len(there):
-            ahead = particles.follow(ahead, temperature, multipliers, repeats)
-    for pair in zip(there, back[::-1], strict=True):
-        groups = zip(*(x.reshape(NUM_GROUPS, -1) for x in pair), strict=True)
-        log_z = log_z + np.array([log_ratio(*group) for group in groups])
-    return state, np.stack([state.log_normalizer, log_z])
+def _advance_retrace(particles: Particles, state: Retrace, repeats: int) -> Retrace:
+    """One step along the path, or of the way back."""
+    now, num = state.particles, len(state.there)
+    is_there = num == len(state.path) - 1
+    step = len(state.path) - 2 - len(state.back) if is_there else num + 1
+    temperature, multipliers = state.path[step][0], state.path[step][1:]
+    log_w = particles.log_weights(now, temperature, multipliers)
+    if step > 0:
+        now = particles.follow(now, temperature, multipliers, repeats)
+    if is_there:
+        return state._replace(particles=now, back=(*state.back, log_w))
+    is_last = num + 1 == len(state.path) - 1
+    return state._replace(
+        particles=now, there=(*state.there, log_w), at_law=now if is_last else None
+    )
 
 
 def _halved(path: np.ndarray) -> np.ndarray:

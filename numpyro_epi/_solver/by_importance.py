@@ -3,6 +3,8 @@
 
 """A law by importance sampling, judged by draws that have chosen nothing of it."""
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
 from jax import random
@@ -16,6 +18,7 @@ from numpyro_epi._solver.population import (
     PopulationState,
     noise_bias,
 )
+from numpyro_epi._solver.proposal import DefensiveMixture
 
 # Draws of the verdict at first and at most, as shares of a search's size.
 VERDICT, MAX_VERDICT = 0.4, 3.2
@@ -28,66 +31,81 @@ MAX_VERDICTS = 4
 MIN_ESS = 400.0
 
 
-def settle_population(
-    population: Population,
-    state: PopulationState,
-    rng_key: jax.Array,
-    standard: Standard,
-    size: int,
-) -> Law:
-    """The law by fresh draws; those that tell against it improve it for others."""
-    for i in range(MAX_VERDICTS):
-        key = random.fold_in(rng_key, i)
-        is_last = i + 1 == MAX_VERDICTS
-        law, state = _judge_population(
-            population, state, key, standard, size, is_last=is_last
-        )
-        is_spent = draws_left(population, size) <= 0
-        if law.converged or not law.is_at_the_targets or is_spent:
-            break
-        state = population.solve(state)
-    return law
+class Verdict(NamedTuple):
+    """Fresh draws, which have chosen nothing of the law that they judge.
 
-
-def _judge_population(
-    population: Population,
-    state: PopulationState,
-    rng_key: jax.Array,
-    standard: Standard,
-    size: int,
-    *,
-    is_last: bool,
-) -> tuple[Law, PopulationState]:
-    """Fresh draws of a proposal, until they show that the law is met, or that not.
-
-    Or until more of them would hardly show it: those that there are choose better
-    multipliers, unless this is the last verdict.
+    Attributes:
+        attempt: number of verdicts on the same law before.
+        proposal: from which they come.
+        draws: so far, None before the first.
+        most: of them.
+        rng_key: of the next ones.
     """
-    fit_key, key = random.split(rng_key)
+
+    attempt: int
+    proposal: DefensiveMixture
+    draws: Draws | None
+    most: int
+    rng_key: jax.Array
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it is what it is."""
+        return self.attempt + 1 == MAX_VERDICTS
+
+
+def start_verdict(
+    population: Population,
+    state: PopulationState,
+    rng_key: jax.Array,
+    size: int,
+    attempt: int = 0,
+) -> Verdict:
+    """A verdict on the multipliers of a population.
+
+    Args:
+        population: of the model.
+        state: of the population.
+        rng_key: of all verdicts on it.
+        size: of the search.
+        attempt: number of verdicts before.
+    """
+    fit_key, key = random.split(random.fold_in(rng_key, attempt))
     proposal = population.fit_proposal(state, fit_key)
-    lam = state.position.multipliers
-    draws: Draws | None = None
-    num = int(VERDICT * size)
-    most = min(int(MAX_VERDICT * size), draws_left(population, size))
-    while True:
-        first_key, key = random.split(key)
-        keys = random.split(first_key)
-        more = population.simulator(proposal.sample(keys[0], num), keys[1])
-        draws = more if draws is None else draws.join(more)
-        log_q = proposal.log_prob(draws)
-        log_w = draws.log_density(1.0, lam) - log_q
-        weights = normalize_log_weights(log_w)
-        violation, error, noise = violation_of(draws, log_q, lam)
-        ess = effective_sample_size(weights)
-        is_enough = (
-            standard.is_met(violation, error, noise) and ess >= MIN_ESS * lam.size
-        )
-        is_enough |= standard.is_missed(violation, error) or not state.is_done
-        least_error = error * min(1.0, np.sqrt(draws.num / max(most, 1)))
-        is_enough |= not (is_last or standard.is_met(violation, least_error, noise))
-        if is_enough or 2 * draws.num > most:
-            break
-        num = draws.num
+    most = min(int(MAX_VERDICT * size), draws_left(population, state, size))
+    return Verdict(attempt, proposal, None, most, key)
+
+
+def advance_verdict(
+    population: Population,
+    state: PopulationState,
+    verdict: Verdict,
+    standard: Standard,
+    size: int,
+) -> tuple[Verdict, Law | None, PopulationState]:
+    """More fresh draws, twice as many in all; and the law where these are enough.
+
+    They are where they show that the law is met, or that not, or where even more of
+    them would hardly show it. What they leave open, or tell against, is for another
+    verdict: they choose better multipliers, which are those of the new state.
+    """
+    first_key, key = random.split(verdict.rng_key)
+    old, lam = verdict.draws, state.position.multipliers
+    num = int(VERDICT * size) if old is None else old.num
+    more = population.simulate(verdict.proposal, num, tuple(random.split(first_key)))
+    draws = more if old is None else old.join(more)
+    verdict = verdict._replace(draws=draws, rng_key=key)
+    log_q = verdict.proposal.log_prob(draws)
+    log_w = draws.log_density(1.0, lam) - log_q
+    weights = normalize_log_weights(log_w)
+    violation, error, noise = violation_of(draws, log_q, lam)
+    ess = effective_sample_size(weights)
+    is_enough = standard.is_met(violation, error, noise) and ess >= MIN_ESS * lam.size
+    is_enough |= standard.is_missed(violation, error) or not state.is_done
+    least_error = error * min(1.0, np.sqrt(draws.num / max(verdict.most, 1)))
+    is_enough |= not (verdict.is_last or standard.is_met(violation, least_error, noise))
+    if not is_enough and 2 * draws.num <= verdict.most:
+        return verdict, None, state
     khat = pareto_smooth(log_w).khat
     reason = standard.reason(violation, error, noise)
     if not state.is_done:
@@ -99,7 +117,7 @@ def _judge_population(
         wanted = MIN_ESS * lam.size
         reason = f"it has {ess:.0f} effective draws (at least {wanted:.0f})"
     raw = np.exp(log_w - log_w.max())
-    state = state.with_draws(proposal, draws)
+    state = state.with_draws(verdict.proposal, draws)
     law = Law(
         "importance",
         draws,
@@ -118,13 +136,25 @@ def _judge_population(
         normalize_log_weights(state.log_weights),
         state.position.is_at_the_law,
     )
-    return law, state
+    return verdict, law, state
 
 
-def draws_left(population: Population, size: int) -> int:
+def is_final(
+    population: Population,
+    state: PopulationState,
+    verdict: Verdict,
+    law: Law,
+    size: int,
+) -> bool:
+    """Whether a law is not worth another verdict, or there is none left."""
+    is_spent = draws_left(population, state, size) <= 0
+    return law.converged or not law.is_at_the_targets or is_spent or verdict.is_last
+
+
+def draws_left(population: Population, state: PopulationState, size: int) -> int:
     """How many more draws the budget has simulations for."""
     simulator = population.simulator
-    spent = simulator.num_simulations - population.num_before
+    spent = simulator.num_simulations - state.num_before
     budget = DEAR_BUDGET if simulator.problem.cost.is_dear else BUDGET
     return int((budget * size - spent) / simulator.num_repeats)
 

@@ -199,8 +199,6 @@ class Simulator:
         table: targets, with the scales of all statistics.
         num_repeats: simulations of each draw: one if nothing is random.
         note: takes note of all simulations, and may stop a run.
-
-    Attributes:
         num_simulations: simulations so far.
         num_moves: those of them that moves of Markov chains have made, unnoted.
     """
@@ -211,13 +209,15 @@ class Simulator:
         table: ConstraintTable,
         num_repeats: int = 1,
         note: Note = lambda *_: None,
+        num_simulations: int = 0,
+        num_moves: int = 0,
     ) -> None:
         self.programs = programs
         self.problem = programs.problem
         self.table = table
         self.num_repeats = num_repeats
-        self.num_simulations = 0
-        self.num_moves = 0
+        self.num_simulations = num_simulations
+        self.num_moves = num_moves
         self._note = note
         self._chunk = programs.chunk
         # A program that leaves JAX is slow to run: no draw is simulated to fill up.

@@ -52,6 +52,8 @@ class PopulationState(NamedTuple):
         num_rounds: so far.
         num_last: rounds at the wanted targets.
         num_stalled: rounds without progress.
+        num_before: simulations of the search before this population, whose budget is
+            its own.
         rng_key: of the next round.
     """
 
@@ -63,6 +65,7 @@ class PopulationState(NamedTuple):
     num_rounds: int
     num_last: int
     num_stalled: int
+    num_before: int
     rng_key: jax.Array
 
     @property
@@ -137,11 +140,10 @@ class Population:
     def __init__(self, simulator: Simulator, size: int) -> None:
         self.simulator = simulator
         self.size = size
-        # A budget is that of one population: others have their own.
-        self.num_before = simulator.num_simulations
 
     def init(self, rng_key: jax.Array) -> PopulationState:
         """Draws of the prior."""
+        num_before = self.simulator.num_simulations
         draw_key, sim_key, key = random.split(rng_key, 3)
         prior = self.simulator.prior_draws(draw_key, self.size)
         draws = self.simulator(prior, sim_key)
@@ -154,6 +156,7 @@ class Population:
             0,
             0,
             0,
+            num_before,
             key,
         )
 
@@ -164,8 +167,9 @@ class Population:
         position = Position(1.0, 0.0, multipliers)
         log_p = draws.log_density(1.0, multipliers)[None]
         counts = np.array([draws.num])
+        num_before = self.simulator.num_simulations
         state = PopulationState(
-            draws, log_p, counts, (None,), position, 0, NUM_LAST, 0, rng_key
+            draws, log_p, counts, (None,), position, 0, NUM_LAST, 0, num_before, rng_key
         )
         return self.solve(self._draw(state, 2 * self.size, keeps=False))
 
@@ -236,7 +240,14 @@ class Population:
         offset = float(random.uniform(rng_key))
         rows = systematic_resample(weights, NUM_CENTRES, offset)
         mixture = LocalMixture.fit(state.draws.u[rows])
-        return DefensiveMixture(mixture, self.simulator.prior_draws)
+        return DefensiveMixture(mixture)
+
+    def simulate(
+        self, proposal: DefensiveMixture, num: int, keys: tuple[jax.Array, ...]
+    ) -> Draws:
+        """Draws of a proposal, with a key for them and one for their simulations."""
+        u = proposal.sample(keys[0], num, self.simulator.prior_draws)
+        return self.simulator(u, keys[1])
 
     def _draw(
         self, state: PopulationState, num: int, *, keeps: bool = True
@@ -244,7 +255,7 @@ class Population:
         """A round of draws at the position, added to the others or in their place."""
         fit_key, draw_key, sim_key, key = random.split(state.rng_key, 4)
         proposal = self.fit_proposal(state, fit_key)
-        new = self.simulator(proposal.sample(draw_key, num), sim_key)
+        new = self.simulate(proposal, num, (draw_key, sim_key))
         if keeps:
             return state.with_draws(proposal, new)._replace(rng_key=key)
         return state._replace(

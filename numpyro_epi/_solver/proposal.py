@@ -137,19 +137,28 @@ class DefensiveMixture(NamedTuple):
 
     Attributes:
         local: around draws of the law.
-        prior_draws: function of a key and a number n that draws the prior, (n, D).
     """
 
     local: LocalMixture
-    prior_draws: Callable[[jax.Array, int], np.ndarray]
 
-    def sample(self, rng_key: jax.Array, num: int) -> np.ndarray:
-        """Draws, shape (num, D); those of the prior come last."""
+    def sample(
+        self,
+        rng_key: jax.Array,
+        num: int,
+        prior_draws: Callable[[jax.Array, int], np.ndarray],
+    ) -> np.ndarray:
+        """Draws, shape (num, D); those of the prior come last.
+
+        Args:
+            rng_key: random key.
+            num: of draws.
+            prior_draws: function of a key and a number n that draws the prior, (n, D).
+        """
         keys = random.split(rng_key)
         rng = np.random.default_rng(np.asarray(random.key_data(keys[0])))
         num_prior = int(PRIOR_SHARE * num)
         local = self.local.sample(rng, num - num_prior)
-        prior = self.prior_draws(keys[1], num_prior)
+        prior = prior_draws(keys[1], num_prior)
         return np.concatenate([local.astype(prior.dtype), prior])
 
     def log_prob(self, draws: Draws) -> np.ndarray:

@@ -14,7 +14,7 @@ are refused, others replaced by the nearest ones that agree.
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -73,44 +73,76 @@ class ContradictoryTargetsError(ValueError):
         super().__init__(message)
 
 
-class Agreement:
-    """What is known of relations between statistics, and the targets that follow.
-
-    Sets `Simulations.table`.
-
-    Args:
-        engine: compiled functions.
-        simulations: of the run, after its pilot.
+class Findings(NamedTuple):
+    """What is known of relations between the statistics of a run.
 
     Attributes:
         given: the table as the model asks for it.
         stats: statistics of all simulations that were looked at, shape (n, S).
         relations: those that all of these have, if enough of them tell.
+        num_starts: how often draws near the law were looked at.
         is_settled: whether there is nothing left to look for.
     """
 
-    def __init__(self, engine: Engine, simulations: Simulations) -> None:
+    given: ConstraintTable
+    stats: np.ndarray
+    relations: tuple[Relation, ...]
+    num_starts: int
+    is_settled: bool
+
+
+class Agreement:
+    """Looks for relations between statistics; see the module.
+
+    Sets the table of the simulations.
+
+    Args:
+        engine: compiled functions.
+        simulations: of the run, after its pilot.
+        findings: so far; None to look at the draws of the pilot.
+
+    Attributes:
+        findings: since.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        simulations: Simulations,
+        findings: Findings | None = None,
+    ) -> None:
         self.engine = engine
         self.simulations = simulations
-        self.given = simulations.table
-        self.stats = np.asarray(simulations.pilot_stats, np.float64)
-        self.relations = self._find(None)
-        self.num_starts = 0
-        agreed = nearest_targets(self.given, self.relations)
-        is_informed = bool((num_informative(self.stats) >= MIN_INFORMATIVE).all())
-        # The published algorithm has no draws near the law before its first epoch.
-        has_schedule = engine.options.schedule is not None
-        self.is_settled = (is_informed and not self.relations) or has_schedule
-        if self.is_settled or agreed is None:
-            return
-        if distance(self.given, agreed) > AGREED:
-            simulations.table = agreed
+        self.findings = self._look_at_pilot() if findings is None else findings
 
-    def _find(self, num_reference: int | None) -> list[Relation]:
+    def _look_at_pilot(self) -> Findings:
+        given = self.simulations.table
+        stats = np.asarray(self.simulations.ledger.pilot_stats, np.float64)
+        relations = self._find(given, stats, None)
+        agreed = nearest_targets(given, relations)
+        is_informed = bool((num_informative(stats) >= MIN_INFORMATIVE).all())
+        # The published algorithm has no draws near the law before its first epoch.
+        has_schedule = self.engine.options.schedule is not None
+        is_settled = (is_informed and not relations) or has_schedule
+        if not is_settled and agreed is not None and distance(given, agreed) > AGREED:
+            self.simulations.know(table=agreed)
+        return Findings(given, stats, relations, 0, is_settled)
+
+    def _find(
+        self, given: ConstraintTable, stats: np.ndarray, num_reference: int | None
+    ) -> tuple[Relation, ...]:
         """Relations in all draws so far, which also decide who shares steps."""
-        found = confirmed_relations(self.stats, self.given.has_var, num_reference)
-        self.simulations.shares = own_shares(self.given, found)
-        return found
+        found = confirmed_relations(stats, given.has_var, num_reference)
+        self.simulations.know(shares=own_shares(given, found))
+        return tuple(found)
+
+    def _add(self, new: np.ndarray, num_reference: int | None) -> Findings:
+        """Take note of statistics of further simulations, shape (n, S)."""
+        old = self.findings
+        stats = np.concatenate([old.stats, new])
+        relations = self._find(old.given, stats, num_reference)
+        self.findings = old._replace(stats=stats, relations=relations)
+        return self.findings
 
     def must_start_over(self, u: np.ndarray | None) -> bool:
         """Look at draws near the law; whether the targets have to be others.
@@ -121,33 +153,35 @@ class Agreement:
         Raises:
             ContradictoryTargetsError: if targets disagree beyond the tolerance.
         """
-        if self.is_settled or u is None:
+        if self.findings.is_settled or u is None:
             return False
         new = self._simulate(u)
-        self.stats = np.concatenate([self.stats, new])
-        self.relations = self._find(len(new))
-        agreed = nearest_targets(self.given, self.relations)
+        given, stats, relations, num_starts, _ = self._add(new, len(new))
+        agreed = nearest_targets(given, relations)
         tolerance = self.engine.options.tolerance
         if agreed is None:
-            if self.simulations.seen.unreachable(self.given) is None:
-                raise contradiction(self.given, None, self.relations, len(self.stats))
-            agreed = self.given  # which the run will say of itself
-        elif distance(self.given, agreed) > tolerance:
-            raise contradiction(self.given, agreed, self.relations, len(self.stats))
-        elif distance(self.given, agreed) <= AGREED:
-            agreed = self.given
-        self.num_starts += 1
-        self.is_settled = distance(self.simulations.table, agreed) <= AGREED
-        if self.is_settled:
-            return False
-        self.is_settled = self.num_starts >= MAX_STARTS
-        self.simulations.table = agreed
-        return True
+            if self.simulations.ledger.seen.unreachable(given) is None:
+                raise contradiction(given, None, relations, len(stats))
+            agreed = given  # which the run will say of itself
+        elif distance(given, agreed) > tolerance:
+            raise contradiction(given, agreed, relations, len(stats))
+        elif distance(given, agreed) <= AGREED:
+            agreed = given
+        stays = distance(self.simulations.table, agreed) <= AGREED
+        is_settled = stays or num_starts + 1 >= MAX_STARTS
+        self.findings = self.findings._replace(
+            num_starts=num_starts + 1, is_settled=is_settled
+        )
+        if not stays:
+            self.simulations.know(table=agreed)
+        return not stays
 
     def _simulate(self, u: np.ndarray) -> np.ndarray:
         """Statistics of draws, and of as many around them, shape (n, S)."""
         u = np.asarray(u)
-        keys = jax.vmap(lambda k: random.fold_in(k, u.shape[1]))(self.simulations.keys)
+        keys = jax.vmap(lambda k: random.fold_in(k, u.shape[1]))(
+            self.simulations.ledger.keys
+        )
         shape = u.shape[1:]
         noise = jax.vmap(lambda k: random.normal(random.fold_in(k, 1), shape))(keys)
         weights = np.full(u.shape[1], 1.0 / u.shape[1])
@@ -159,7 +193,7 @@ class Agreement:
         )
         around = around.astype(u.dtype)
         sim = self.engine.chunks.simulate(np.concatenate([u, around], axis=1), keys)
-        self.simulations.num_simulations += 2 * u.shape[0] * u.shape[1]
+        self.simulations.count(2 * u.shape[0] * u.shape[1])
         # Around the law simulations may fail where those of the law do not.
         is_valid = np.isfinite(sim.stats).all(axis=-1) & np.isfinite(sim.log_likelihood)
         return np.asarray(sim.stats[is_valid], np.float64)
@@ -172,26 +206,28 @@ class Agreement:
         Args:
             stats: statistics of all draws, shape (R, n, S).
         """
-        if self.is_settled and self.engine.options.schedule is None:
+        has_schedule = self.engine.options.schedule is not None
+        if self.findings.is_settled and not has_schedule:
             return None
         new = stats[np.isfinite(stats).all(axis=-1)]
-        self.stats = np.concatenate([self.stats, np.asarray(new, np.float64)])
-        self.relations = self._find(len(new) or None)
-        agreed = nearest_targets(self.given, self.relations)
+        found = self._add(np.asarray(new, np.float64), len(new) or None)
+        agreed = nearest_targets(found.given, found.relations)
         tolerance = self.engine.options.tolerance
-        if agreed is None or distance(self.given, agreed) <= tolerance:
+        if agreed is None or distance(found.given, agreed) <= tolerance:
             return None
-        return str(contradiction(self.given, agreed, self.relations, len(self.stats)))
+        return str(
+            contradiction(found.given, agreed, found.relations, len(found.stats))
+        )
 
     def warn(self) -> None:
         """Say that the targets of the run are not those of the model."""
+        given, stats, relations, *_ = self.findings
         table = self.simulations.table
-        far = distance(self.given, table)
-        if far <= AGREED:
+        if distance(given, table) <= AGREED:
             return
-        where = involved(self.given, self.relations)
+        where = involved(given, relations)
         warnings.warn(
-            f"{_disagreement(self.given, self.relations, len(self.stats))} That is "
+            f"{_disagreement(given, relations, len(stats))} That is "
             f"within the tolerance of {self.engine.options.tolerance:g}, so the run "
             "takes the nearest targets that agree: "
             f"{describe_targets(table, where)}. To be rid of this warning, "

@@ -23,7 +23,7 @@ from numpyro_epi._train.pilot import (
 )
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.simulations import Simulations
-from numpyro_epi._train.state import EPIState, PoolDraws, choose_restarts
+from numpyro_epi._train.state import GuideState, PoolDraws, choose_restarts
 from numpyro_epi._train.steer import Way, steer
 
 # Nats from the maximum beyond which a fitted guide is left for an untrained one.
@@ -38,35 +38,26 @@ class Approach:
     Args:
         engine: compiled functions.
         simulations: of the run.
+        laws: of all restarts.
 
     Attributes:
-        laws: of all restarts.
         scores: of the guides before the first epoch.
     """
 
-    def __init__(self, engine: Engine, simulations: Simulations) -> None:
+    def __init__(self, engine: Engine, simulations: Simulations, laws: Laws) -> None:
         self.engine = engine
         self.options = engine.options
         self.problem = engine.problem
         self.simulations = simulations
         self.num_restarts = self.options.num_restarts
-        self.laws = Laws(engine, simulations)
+        self.laws = laws
         self.scores: list[Scores] = []
 
-    def begin(self, state: EPIState, pilot_u: np.ndarray) -> EPIState:
-        """Find the laws, and fit guides to them; others stay untrained.
-
-        Args:
-            state: of untrained guides.
-            pilot_u: draws of the prior, shape (R, n, D).
-        """
+    def begin(self, state: GuideState) -> GuideState:
+        """Guides fitted to the laws, with their multipliers; others stay untrained."""
         if self.laws.reason:
             return state
-        self.laws.find(pilot_u[0])
-        return self._begin_at_laws(state._replace(targets=self.simulations.targets))
-
-    def _begin_at_laws(self, state: EPIState) -> EPIState:
-        """State of guides that are fitted to the laws, with their multipliers."""
+        state = state._replace(targets=self.simulations.targets)
         is_found = self.laws.exist
         if not is_found.any():
             return state
@@ -104,9 +95,9 @@ class Approach:
             parts.append((draws.u, log_model, draws.deviations))
         arrays = (jnp.asarray(np.stack(x), float) for x in zip(*parts, strict=True))
         pool = PoolDraws(*arrays)
-        return pool.without_density if self.simulations.num_repeats > 1 else pool
+        return pool.without_density if self.simulations.ledger.num_repeats > 1 else pool
 
-    def steer(self, state: EPIState, stat_gradient: str) -> EPIState:
+    def steer(self, state: GuideState, stat_gradient: str) -> GuideState:
         """Where the guides are; those without a law are led to their targets."""
         state = self._look(state)
         if self.options.schedule is not None:
@@ -134,7 +125,7 @@ class Approach:
             pool=state.pool.empty if is_slow.all() else state.pool,
         )
 
-    def _look(self, state: EPIState) -> EPIState:
+    def _look(self, state: GuideState) -> GuideState:
         """Draws of the guides as they are: `scores`, and what these violate."""
         num = self.options.num_evaluation // 4
         self._evaluation, scores = self.simulations.evaluate(state.params, num)
@@ -148,8 +139,8 @@ class Approach:
         return np.array([s.gap for s in self.scores])
 
     def _lead(
-        self, state: EPIState, ev: Evaluation, is_far: np.ndarray, stat_gradient: str
-    ) -> EPIState:
+        self, state: GuideState, ev: Evaluation, is_far: np.ndarray, stat_gradient: str
+    ) -> GuideState:
         """Move the targets of some restarts from where draws of the guide are."""
         if is_far.all():  # draws of weight zero: no step shall pay for them
             state = state._replace(pool=state.pool.empty)
@@ -162,19 +153,18 @@ class Approach:
         # There are no simulated draws to replay yet.
         gradient = "score" if stat_gradient == "replay" else stat_gradient
         state, num_steps = steer(self.engine, state, way, is_far, gradient)
-        self.simulations.num_simulations += (
-            num_steps * self.options.num_particles * self.num_restarts
-        )
+        num = num_steps * self.options.num_particles * self.num_restarts
+        self.simulations.count(num)
         return state
 
-    def _start_over(self, state: EPIState, is_misfit: np.ndarray) -> EPIState:
+    def _start_over(self, state: GuideState, is_misfit: np.ndarray) -> GuideState:
         """Untrained guides instead of some; what importance sampling found stays."""
         fresh = self.simulations.init_state(state.rng_key)
         fresh, state = self.engine.align(fresh, state)
         kept = ("rng_key", "pool", "multipliers")
         return choose_restarts(is_misfit, fresh, state, keep=kept)
 
-    def choose_gradient(self, state: EPIState, pilot_u: np.ndarray) -> GradientHealth:
+    def choose_gradient(self, state: GuideState, pilot_u: np.ndarray) -> GradientHealth:
         """Look at the statistics where the guide is now."""
         if not self.laws.reason:
             keys = self.simulations.next_keys()
@@ -190,7 +180,7 @@ class Approach:
             requested=self.options.stat_gradient,
             can_score=self.engine.guide.has_fast_density,
             # Draws used again and again would be chosen by the luck of their noise.
-            can_replay=not self.simulations.is_likelihood_noisy
+            can_replay=not self.simulations.ledger.is_likelihood_noisy
             and bool(self.laws.exist.all()),
             masks_invalid=self.options.on_invalid == "mask",
             leaves_out=self.options.leaves_out,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._math.psis import MAX_KHAT, pareto_smooth
 from numpyro_epi._solver.by_importance import violation_of
 from numpyro_epi._solver.draws import Draws, Simulator
@@ -57,7 +58,7 @@ def weigh_to_law(
         u, log_q = u[:NUM_REPEATED], log_q[:NUM_REPEATED]
         draws = simulator(u, rng_key)
     else:
-        draws = _known(simulator, ev, r)
+        draws = _known(simulator.table, ev, r)
     log_w = draws.log_density(1.0, law.multipliers) - log_q
     log_w = np.where(np.isfinite(log_w), log_w, -np.inf)
     if not np.isfinite(log_w).any():
@@ -68,13 +69,13 @@ def weigh_to_law(
     return Correction(khat, is_met=bool(is_met))
 
 
-def gap_of_draws(law: Law, simulator: Simulator, ev: Evaluation, r: int) -> float:
+def gap_of_draws(law: Law, table: ConstraintTable, ev: Evaluation, r: int) -> float:
     """KL from the guide to its law by the weights of its own draws, nats.
 
     Log Z and the score are of the same draws, so that their noise cancels: it is of
     the order of the gap. What the guide has lost, its draws do not see.
     """
-    draws = _known(simulator, ev, r)
+    draws = _known(table, ev, r)
     log_w = draws.log_density(1.0, law.multipliers) - np.asarray(ev.log_q[r])
     log_w = log_w[np.isfinite(log_w)]
     if log_w.size == 0:
@@ -83,14 +84,14 @@ def gap_of_draws(law: Law, simulator: Simulator, ev: Evaluation, r: int) -> floa
     return float(top + np.log(np.exp(log_w - top).mean()) - log_w.mean())
 
 
-def _known(simulator: Simulator, ev: Evaluation, r: int) -> Draws:
+def _known(table: ConstraintTable, ev: Evaluation, r: int) -> Draws:
     """The final draws, as they are simulated."""
     stats = np.asarray(ev.stats[r], np.float64)
     log_lik = np.asarray(ev.log_likelihood[r], np.float64)
     log_prior = np.asarray(ev.log_prior[r], np.float64)
     is_valid = np.isfinite(stats).all(axis=-1) & np.isfinite(log_lik)
     is_valid &= np.isfinite(log_prior)
-    devs = simulator.table.deviations(np.where(is_valid[:, None], stats, 0.0))
+    devs = table.deviations(np.where(is_valid[:, None], stats, 0.0))
     log_prior, log_lik = (np.where(is_valid, x, 0.0) for x in (log_prior, log_lik))
     u = np.asarray(ev.u[r])
     return Draws(u, log_prior, log_prior, log_lik[None], devs[None], is_valid)

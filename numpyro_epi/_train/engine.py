@@ -28,7 +28,7 @@ from numpyro_epi._train.lapack import warn_of_deadlock
 from numpyro_epi._train.optim import in_weights
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.slopes import make_pilot
-from numpyro_epi._train.state import EPIState, Memory, PoolDraws, StepInfo
+from numpyro_epi._train.state import GuideState, Memory, PoolDraws, StepInfo
 from numpyro_epi._train.step import (
     VIOLATION_RATE,
     Objective,
@@ -70,11 +70,10 @@ class Engine:
         self.chunks = Chunks(problem, guide, size, options.num_particles)
         warn_of_deadlock(problem, options.num_restarts * options.num_particles)
         self._updates: dict[str, Callable] = {}
-        self._compiled_updates: dict[str, Callable] = {}
         self._scans: dict[tuple[str, int], Callable] = {}
 
     def update_fn(self, stat_gradient: str) -> Callable:
-        """`EPIState -> (EPIState, StepInfo)` of all restarts, not compiled."""
+        """`GuideState -> (GuideState, StepInfo)` of all restarts, not compiled."""
         if stat_gradient not in self._updates:
             options = self.options
             objective = Objective(
@@ -95,23 +94,15 @@ class Engine:
             self._updates[stat_gradient] = vmap(update)
         return self._updates[stat_gradient]
 
-    def update(self, state: EPIState, stat_gradient: str) -> tuple[EPIState, StepInfo]:
-        """One compiled step of all restarts."""
-        if stat_gradient not in self._compiled_updates:
-            self._compiled_updates[stat_gradient] = jax.jit(
-                self.update_fn(stat_gradient)
-            )
-        return self._compiled_updates[stat_gradient](state)
-
     def run_steps(
-        self, state: EPIState, num_steps: int, stat_gradient: str
-    ) -> tuple[EPIState, StepInfo]:
+        self, state: GuideState, num_steps: int, stat_gradient: str
+    ) -> tuple[GuideState, StepInfo]:
         """Scan the step; infos have a leading axis of steps."""
         key = (stat_gradient, num_steps)
         if key not in self._scans:
             update = self.update_fn(stat_gradient)
 
-            def scan(state: EPIState) -> tuple[EPIState, StepInfo]:
+            def scan(state: GuideState) -> tuple[GuideState, StepInfo]:
                 state, infos = lax.scan(
                     lambda s, _: update(s), state, None, length=num_steps
                 )
@@ -120,12 +111,12 @@ class Engine:
             self._scans[key] = jax.jit(scan)
         return self._scans[key](state)
 
-    def init_state(self, keys: jax.Array, targets: Targets) -> EPIState:
+    def init_state(self, keys: jax.Array, targets: Targets) -> GuideState:
         """State of an untrained guide with zero multipliers; keys of shape (R,)."""
         params = self.init_params(keys)
         num_restarts = keys.shape[0]
         dim = self.problem.num_latents
-        return EPIState(
+        return GuideState(
             params=params,
             average=params,
             optim_state=self.init_optim(params),
@@ -186,20 +177,20 @@ class Engine:
         """Weights of the components of the base from draws, shape (R, n, D)."""
         return jax.jit(vmap(self.guide.components.reweigh))
 
-    def align(self, *states: EPIState) -> list[EPIState]:
+    def align(self, *states: GuideState) -> list[GuideState]:
         """The same guides on bases of as many components: added ones have no weight."""
         nums = [self._num_components(state) for state in states]
         if len(set(nums)) == 1:
             return list(states)
         return [self.with_components(state, max(nums)) for state in states]
 
-    def _num_components(self, state: EPIState) -> int:
+    def _num_components(self, state: GuideState) -> int:
         if self.guide.components is None:
             return 0
         found = self.guide.components.get(state.params)
         return 0 if found is None else found.num
 
-    def with_components(self, state: EPIState, num: int) -> EPIState:
+    def with_components(self, state: GuideState, num: int) -> GuideState:
         """The same guide with components without weight in its base, up to a number."""
         if self._num_components(state) == num:
             return state

@@ -4,8 +4,7 @@
 """Failed simulations of one run: are they left out, told of, or the end of it?"""
 
 import warnings
-from collections import deque
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,49 +29,54 @@ WINDOW = 20_000
 TELL_AFTER = 10_000
 
 
-class Failures:
-    """Counts failures, and applies the policy.
-
-    Args:
-        problem: the model.
-        policy: the option `on_invalid`.
+class Failures(NamedTuple):
+    """Failures so far.
 
     Attributes:
-        num: simulations that failed so far.
-        num_seen: simulations so far.
+        policy: the option `on_invalid`.
+        num: simulations that failed.
+        num_seen: simulations.
+        latest: failures and simulations of the latest batches.
+        first: what was not finite in the first failure, and its latents.
+        has_told: whether there was a warning.
     """
 
-    def __init__(self, problem: Problem, policy: str) -> None:
-        self.problem = problem
-        self.policy = policy
-        self.num = 0
-        self.num_seen = 0
-        # Failures and simulations of the latest batches.
-        self.latest: deque[tuple[int, int]] = deque()
-        self.first: tuple[str, dict] | None = None
-        self.has_told = False
+    policy: str
+    num: int = 0
+    num_seen: int = 0
+    latest: tuple[tuple[int, int], ...] = ()
+    first: tuple[str, dict] | None = None
+    has_told: bool = False
 
     def note(
-        self, u: np.ndarray, stats: np.ndarray, is_valid: np.ndarray, table: Any
-    ) -> None:
+        self,
+        problem: Problem,
+        table: ConstraintTable,
+        u: np.ndarray,
+        stats: np.ndarray,
+        is_valid: np.ndarray,
+    ) -> "Failures":
         """Take note of simulations of draws u; raise if the policy says so."""
         failed = int((~is_valid).sum())
-        self.num += failed
-        self.num_seen += is_valid.size
-        self._slide(failed, is_valid.size)
-        if failed and self.first is None:
-            self.first = self._describe(u, stats, is_valid, table)
-        if failed and (self._is_over_limit or not is_valid.any()):
-            label, example = self._describe(u, stats, is_valid, table)
+        first = self.first
+        if failed and first is None:
+            first = _describe(problem, table, u, stats, is_valid)
+        new = self._replace(
+            num=self.num + failed,
+            num_seen=self.num_seen + is_valid.size,
+            latest=self._slide(failed, is_valid.size),
+            first=first,
+        )
+        if failed and (new._is_over_limit or not is_valid.any()):
+            label, example = _describe(problem, table, u, stats, is_valid)
             # Where all fail, or none may, these simulations count; else the latest.
             num, total = failed, is_valid.size
             if self.policy == "auto" and num < total:
-                num, total = self.share
+                num, total = new.share
             raise InvalidStatisticError(
                 label, num / total, example, limit=LIMITS[self.policy]
             )
-        if self.num_seen >= TELL_AFTER:
-            self.tell()
+        return new.tell() if new.num_seen >= TELL_AFTER else new
 
     @property
     def _is_over_limit(self) -> bool:
@@ -85,30 +89,16 @@ class Failures:
         """Failures among the latest simulations, and how many these are."""
         return sum(f for f, _ in self.latest), sum(n for _, n in self.latest)
 
-    def _slide(self, failed: int, num: int) -> None:
-        self.latest.append((failed, num))
-        while self.share[1] - self.latest[0][1] >= WINDOW:
-            self.latest.popleft()
+    def _slide(self, failed: int, num: int) -> tuple[tuple[int, int], ...]:
+        latest = (*self.latest, (failed, num))
+        while sum(n for _, n in latest[1:]) >= WINDOW:
+            latest = latest[1:]
+        return latest
 
-    def _describe(
-        self,
-        u: np.ndarray,
-        stats: np.ndarray,
-        is_valid: np.ndarray,
-        table: ConstraintTable,
-    ) -> tuple[str, dict]:
-        """Name of what is not finite in the first failure, and its latents."""
-        where = tuple(np.argwhere(~is_valid)[0])
-        latents, _ = self.problem.constrain(jnp.asarray(u[where]))
-        return first_invalid_label(table, stats[where]), jax.tree.map(
-            np.asarray, latents
-        )
-
-    def tell(self) -> None:
+    def tell(self) -> "Failures":
         """Warn once that failures are left out."""
         if self.policy != "auto" or self.first is None or self.has_told:
-            return
-        self.has_told = True
+            return self
         label, example = self.first
         warnings.warn(
             f"The statistic `{label}` is not finite in {self.num:,} of "
@@ -120,6 +110,20 @@ class Failures:
             RuntimeWarning,
             stacklevel=5,
         )
+        return self._replace(has_told=True)
+
+
+def _describe(
+    problem: Problem,
+    table: ConstraintTable,
+    u: np.ndarray,
+    stats: np.ndarray,
+    is_valid: np.ndarray,
+) -> tuple[str, dict]:
+    """Name of what is not finite in the first failure, and its latents."""
+    where = tuple(np.argwhere(~is_valid)[0])
+    latents, _ = problem.constrain(jnp.asarray(u[where]))
+    return first_invalid_label(table, stats[where]), jax.tree.map(np.asarray, latents)
 
 
 def exceeds(num: int, total: int) -> bool:

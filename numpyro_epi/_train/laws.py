@@ -3,15 +3,15 @@
 
 """The exact laws of a run: one for each restart, and what they tell of its guide."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._solver.draws import Simulator
 from numpyro_epi._solver.law import Law, Standard
-from numpyro_epi._solver.search import find_law
+from numpyro_epi._solver.search import Search, Searcher
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.correction import Correction, gap_of_draws, weigh_to_law
 from numpyro_epi._train.engine import Engine
@@ -27,18 +27,24 @@ class Laws:
     Args:
         engine: compiled functions.
         simulations: of the run.
+        found: the law of each restart, if they are found.
 
     Attributes:
         found: of each restart; None if there is none to be had, as `reason` says.
         reason: why there are no laws, in words; empty if there are.
     """
 
-    def __init__(self, engine: Engine, simulations: Simulations) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        simulations: Simulations,
+        found: Sequence[Law | None] = (),
+    ) -> None:
         self.engine = engine
         self.options = engine.options
         self.problem = engine.problem
         self.simulations = simulations
-        self.found: list[Law | None] = [None] * self.options.num_restarts
+        self.found = tuple(found) or (None,) * self.options.num_restarts
         self.reason = self._why_none()
         if self.options.warm_start is True and self.reason:
             raise ValueError(
@@ -53,7 +59,7 @@ class Laws:
             return "`warm_start` is False"
         if not self.problem.can_start:
             return "the priors of some latents are masked or scaled: they have no draws"
-        if not self.simulations.has_weights:
+        if not self.simulations.ledger.has_weights:
             return "the noise of the log likelihood is too large for weights"
         return ""
 
@@ -67,45 +73,50 @@ class Laws:
         """Which restarts have a law whose multipliers are known, shape (R,)."""
         return np.array([law is not None and law.converged for law in self.found])
 
-    def find(self, pilot_u: np.ndarray) -> None:
-        """Search for all of them, and measure statistics in their units.
+    def start(self) -> tuple[Search, ...]:
+        """Searches for the laws of all restarts."""
+        ledger = self.simulations.ledger
+        keys = self.simulations.next_keys()
+        return tuple(
+            Search(ledger.table, ledger.num_repeats, keys[r])
+            for r in range(self.options.num_restarts)
+        )
+
+    def advance(self, search: Search, pilot_u: np.ndarray) -> Search:
+        """One round of a search.
 
         Args:
+            search: for one law.
             pilot_u: draws of the prior, shape (n, D).
         """
-        found, tables = [], []
-        for key in self.simulations.next_keys():
-            law = find_law(
-                self.simulator,
-                key,
-                self.standard,
-                lambda: self._kind_of_moves(pilot_u),
-                size=self.options.warm_start_size,
-            )
-            found.append(law)
-            tables.append(self.simulator.table)
-        self.simulations.num_simulations += self.simulator.num_moves
-        # All are measured in the units of the first law that there is.
-        usable = [t for law, t in zip(found, tables, strict=True) if law.is_usable]
-        table = usable[0] if usable else self._narrowest(found, tables)
-        self.found = [
-            law.in_units(own.units_in(table))
-            for law, own in zip(found, tables, strict=True)
-        ]
-        self.simulator.table = table
+        searcher = Searcher(
+            self.engine.programs,
+            self.standard,
+            lambda: self._kind_of_moves(pilot_u),
+            size=self.options.warm_start_size,
+            note=self._note,
+        )
+        new = searcher.advance(search)
+        self.simulations.count(new.num_moves - search.num_moves)
+        return new
+
+    def settle(self, searches: Sequence[Search]) -> None:
+        """Take what the searches have found, in the units of the first law there is."""
+        usable = [search.table for search in searches if search.law.is_usable]
+        table = usable[0] if usable else self._narrowest(searches)
+        self.found = tuple(s.law.in_units(s.table.units_in(table)) for s in searches)
         self.simulations.measure_in(table)
 
-    def _narrowest(
-        self, found: list[Law], tables: list[ConstraintTable]
-    ) -> ConstraintTable:
+    def _narrowest(self, searches: Sequence[Search]) -> ConstraintTable:
         """The smallest units of draws of the prior, and of laws that are not trusted.
 
         Units that are too wide would take any guide for one that meets its targets.
         """
         table = self.simulations.table
-        for law, own in zip(found, tables, strict=True):
-            if law.is_at_the_targets:
-                table = replace(table, scale=np.minimum(table.scale, own.scale))
+        for search in searches:
+            if search.law.is_at_the_targets:
+                scale = np.minimum(table.scale, search.table.scale)
+                table = replace(table, scale=scale)
         return table
 
     def filled(self) -> list[Law]:
@@ -135,16 +146,14 @@ class Laws:
             divergence_error=law.log_normalizer_error,
         )
 
-    @cached_property
-    def simulator(self) -> Simulator:
-        """Simulates draws of laws; all are noted."""
-        simulations = self.simulations
-        return Simulator(
-            self.engine.programs,
-            simulations.table,
-            simulations.num_repeats,
-            lambda *arrays: simulations.note(*(x[None] for x in arrays)),
-        )
+    def _note(self, *arrays: np.ndarray) -> np.ndarray:
+        return self.simulations.note(*(x[None] for x in arrays))
+
+    def _simulator(self, law: Law) -> Simulator:
+        """Simulates draws as often as those of a law."""
+        num_repeats = len(law.draws.repeats)
+        table = self.simulations.table
+        return Simulator(self.engine.programs, table, num_repeats, self._note)
 
     @property
     def standard(self) -> Standard:
@@ -158,7 +167,7 @@ class Laws:
         if law is None or not law.converged:
             return None
         key = self.simulations.next_keys()[r]
-        return weigh_to_law(law, self.standard, self.simulator, ev, r, key)
+        return weigh_to_law(law, self.standard, self._simulator(law), ev, r, key)
 
     def with_gaps(self, ev: Evaluation, scores: list[Scores]) -> list[Scores]:
         """The same with their gaps to the laws, where there are any.
@@ -175,7 +184,7 @@ class Laws:
             noise = 2.0 * law.log_normalizer_error
             gap = law.log_normalizer - noise - s.score(law.multipliers)
             if law.draws.is_quiet:
-                gap = np.fmax(gap, gap_of_draws(law, self.simulator, ev, r))
+                gap = np.fmax(gap, gap_of_draws(law, self.simulations.table, ev, r))
             found.append(s._replace(gap=float(gap)))
         return found
 

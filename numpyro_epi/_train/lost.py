@@ -36,7 +36,7 @@ def why_lost(
 def why_model_lost(simulations: Simulations, scores: Scores) -> str | None:
     """Why nothing that is said of the model holds, its law included."""
     if simulations.problem.has_likelihood:
-        dtype = np.dtype(simulations.log_likelihood_dtype)
+        dtype = np.dtype(simulations.ledger.log_likelihood_dtype)
         loss = log_likelihood_loss(scores.log_likelihood, dtype)
         if loss is not None:
             return loss
@@ -65,15 +65,15 @@ def _why_guide_lost(
             f"The multiplier of the {labels[bad[0]]} is not finite: training has run "
             f"away. {_ADVICE}"
         )
-    size = np.abs(scores.violation)
-    limits = np.maximum(simulations.largest_seen, ORDINARY)
+    size, largest = np.abs(scores.violation), simulations.ledger.largest_seen
+    limits = np.maximum(largest, ORDINARY)
     beyond = np.where(np.isfinite(size), size / limits, np.inf)
     worst = int(np.argmax(beyond))
     if beyond[worst] > 1.0:
         return (
             f"The {labels[worst]} is off by {scores.violation[worst]:.3g} scaled units,"
-            f" more than in any draw of the prior (at most "
-            f"{simulations.largest_seen[worst]:.3g}): training has run away. {_ADVICE}"
+            f" more than in any draw of the prior (at most {largest[worst]:.3g}): "
+            f"training has run away. {_ADVICE}"
         )
     return None
 

@@ -62,7 +62,8 @@ class GradientHealth(NamedTuple):
     """What the pilot found.
 
     Attributes:
-        choice: "reverse", "forward", "score" or "replay".
+        choice: "reverse", "forward", "score" or "replay"; "none" of a run that was
+            stopped before.
         reason: why, in words.
         missed: share of the change of the statistics that their derivative misses; NaN
             if that was not looked at, because no derivative is used.

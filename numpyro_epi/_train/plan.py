@@ -17,8 +17,8 @@ from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.first_fit import NUM_CHUNKS
 from numpyro_epi._train.fit import DECAYS, FIT_BATCH, FIT_CHUNK
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.runner import REPLAY_SHARE
 from numpyro_epi._train.simulations import NUM_PILOT, NUM_REPEATS
+from numpyro_epi._train.training import REPLAY_SHARE
 
 # Draws of a typical search for a law, in units of its size.
 LAW_DRAWS = 2.8

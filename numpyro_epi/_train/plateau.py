@@ -17,7 +17,7 @@ import numpy as np
 from numpyro_epi._math.convergence import is_equivalent
 from numpyro_epi._train.options import Options
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.state import EPIState, choose_restarts
+from numpyro_epi._train.state import GuideState, choose_restarts, choose_rows
 
 # Nats that a violation of the tolerance costs, in its square.
 VIOLATION_COST = 0.05
@@ -38,7 +38,7 @@ class Plateau(NamedTuple):
         num_halvings: of the rate, shape (R,).
     """
 
-    best: EPIState
+    best: GuideState
     scores: tuple[Scores, ...]
     merit: np.ndarray
     num_stale: np.ndarray
@@ -46,7 +46,7 @@ class Plateau(NamedTuple):
 
     @classmethod
     def start(
-        cls, state: EPIState, scores: Sequence[Scores], merit: np.ndarray
+        cls, state: GuideState, scores: Sequence[Scores], merit: np.ndarray
     ) -> "Plateau":
         """Before the first epoch."""
         none = np.zeros(len(scores), int)
@@ -62,8 +62,8 @@ class Plateau(NamedTuple):
         return self._replace(scores=tuple(scores), merit=merit)
 
     def after(
-        self, state: EPIState, scores: Sequence[Scores], merit: np.ndarray
-    ) -> tuple["Plateau", EPIState]:
+        self, state: GuideState, scores: Sequence[Scores], merit: np.ndarray
+    ) -> tuple["Plateau", GuideState]:
         """Take note of an epoch; and the state to go on from.
 
         A score has noise: of guides that it cannot tell apart the last one is best.
@@ -88,8 +88,13 @@ class Plateau(NamedTuple):
             self.num_halvings + is_stale,
         )
         back = choose_restarts(is_stale, best, state, keep=KEPT)
+        # Without a law multipliers are still sought: what an epoch told of them stays.
+        has_law = ~np.isnan([s.gap for s in scores])
+        multipliers = choose_rows(has_law, back.multipliers, state.multipliers)
         rate = np.where(is_stale, 0.5, 1.0) * np.asarray(state.rate)
-        return found, back._replace(rate=rate.astype(state.rate.dtype))
+        return found, back._replace(
+            rate=rate.astype(state.rate.dtype), multipliers=multipliers
+        )
 
 
 def merits(

@@ -12,24 +12,17 @@ from tqdm.auto import tqdm
 
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.options import Options
-from numpyro_epi._train.state import EPIState, StepInfo
+from numpyro_epi._train.state import GuideState, StepInfo
 
 if TYPE_CHECKING:
     from numpyro_epi._train.records import EpochRecord
 
 
 class Progress:
-    """Context manager that shows stages and epochs, and catches an interrupt.
-
-    Attributes:
-        can_stop: whether there is a guide, so that an interrupt leaves a result.
-        interrupted: whether the user stopped the run.
-    """
+    """Context manager that shows stages and epochs, if it is entered."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.can_stop = False
-        self.interrupted = False
         self._bar: Any = None
 
     def __enter__(self) -> Self:
@@ -38,12 +31,9 @@ class Progress:
             self._bar = tqdm(total=total, unit="step", dynamic_ncols=True)
         return self
 
-    def __exit__(self, kind: type | None, *_: object) -> bool:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        is_interrupt = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.interrupted = is_interrupt and self.can_stop
-        return self.interrupted
 
     def stage(self, name: str) -> None:
         """What a run is about to do."""
@@ -56,8 +46,8 @@ class Progress:
             self._bar.set_postfix_str(f"{num_simulations:,} simulations")
 
     def run_epoch(
-        self, engine: Engine, state: EPIState, stat_gradient: str
-    ) -> tuple[EPIState, StepInfo]:
+        self, engine: Engine, state: GuideState, stat_gradient: str
+    ) -> tuple[GuideState, StepInfo]:
         """One epoch: a single scan, or shorter scans that move the bar."""
         num_steps = self.options.num_steps
         size = num_steps if self._bar is None else _chunk_size(num_steps)

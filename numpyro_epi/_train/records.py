@@ -11,7 +11,7 @@ from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._solver.law import Law
 from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.pilot import GradientHealth
-from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.state import GuideState
 from numpyro_epi._train.status import EPIStatus
 
 
@@ -67,7 +67,7 @@ class EpochRecord(NamedTuple):
 class RunOutcome(NamedTuple):
     """Everything a result is made of."""
 
-    state: EPIState
+    state: GuideState
     records: list[EpochRecord]
     evaluation: Evaluation
     scores: list[Scores]

@@ -3,8 +3,7 @@
 
 """Simulated draws of the last epochs, to be used again (gradient "replay")."""
 
-from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,35 +17,35 @@ from numpyro_epi._train.state import Memory
 NUM_REMEMBERED = 4
 
 
-class Replay:
+class Replay(NamedTuple):
     """The draws that judged the last epochs, with the guides that they came from.
 
-    Args:
-        engine: compiled functions.
-        num_draws: of one epoch.
+    Attributes:
+        epochs: parameters of all restarts, and their draws; the latest come last.
     """
 
-    def __init__(self, engine: Engine, num_draws: int) -> None:
-        self.engine = engine
-        self.num_draws = num_draws
-        self.epochs: deque[tuple[Any, Evaluation]] = deque(maxlen=NUM_REMEMBERED)
+    epochs: tuple[tuple[Any, Evaluation], ...] = ()
 
-    def memory(self) -> Memory:
+    def after(self, params: Any, ev: Evaluation) -> "Replay":
+        """With those of another epoch; the oldest are forgotten."""
+        return Replay((*self.epochs, (params, ev))[-NUM_REMEMBERED:])
+
+    def memory(self, engine: Engine) -> Memory:
         """All draws, with their density under the mixture of those guides.
 
         Always of one size, for the compiler's sake: early draws are repeated.
         """
         drawn = [ev for _, ev in self.epochs]
         u = np.concatenate([ev.u for ev in drawn], axis=1)
-        log_density = self.engine.chunks.log_q
+        counts = np.array([ev.u.shape[1] for ev in drawn])
         log_q = mixture_log_density(
-            np.stack([log_density(params, u) for params, _ in self.epochs]),
-            np.array([ev.u.shape[1] for ev in drawn]),
+            np.stack([engine.chunks.log_q(params, u) for params, _ in self.epochs]),
+            counts,
         )
         rest = [
             np.concatenate([getattr(ev, name) for ev in drawn], axis=1)
             for name in ("log_prior", "log_likelihood", "stats")
         ]
-        rows = np.arange(NUM_REMEMBERED * self.num_draws) % u.shape[1]
+        rows = np.arange(NUM_REMEMBERED * counts[0]) % u.shape[1]
         arrays = (u, log_q.astype(u.dtype), *rest)
         return Memory(*(jnp.asarray(x[:, rows]) for x in arrays))

@@ -4,7 +4,7 @@
 """The simulations of one run: their keys, their number, which failed, and averages."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from numpyro_epi._train.failures import Failures
 from numpyro_epi._train.plateau import is_met, is_within
 from numpyro_epi._train.precision import check_latents, check_statistics
 from numpyro_epi._train.records import Scores
-from numpyro_epi._train.state import EPIState
+from numpyro_epi._train.state import GuideState
 from numpyro_epi._train.status import SeenRange
 
 # Prior draws at which a run looks first.
@@ -35,24 +35,20 @@ MAX_REPEATS, HOPELESS = 256, 16
 MAX_EVALUATION_FACTOR = 4
 
 
-class Simulations:
-    """Everything that simulates, in one run of an engine.
-
-    Args:
-        engine: compiled functions.
-        rng_key: key of the run.
-        watch: is told how many simulations there were, as they come.
+class Ledger(NamedTuple):
+    """What the simulations of a run have shown so far.
 
     Attributes:
-        table: constraints, with scales from `pilot` where no variance gives one.
-        seen: range of the statistics so far.
-        failures: those that failed so far.
+        keys: of the restarts, from which the next ones come, shape (R,).
+        table: constraints, with scales from the pilot where no variance gives one.
+        seen: range of the statistics.
+        failures: those that failed.
         num_simulations: how many there were.
         is_noisy: whether statistics differ from one simulation to the next.
-        log_likelihood_dtype: in which log likelihoods are computed.
-        largest_seen: largest |T| of each constraint over the draws of the pilot, (K,).
         is_likelihood_noisy: whether log likelihoods do; not those of minibatches of
             which simulations take all elements.
+        log_likelihood_dtype: in which log likelihoods are computed.
+        largest_seen: largest |T| of each constraint over the draws of the pilot, (K,).
         num_repeats: simulations of each draw of a law.
         has_weights: whether so many average over the noise of the log likelihood well
             enough for importance weights.
@@ -60,46 +56,98 @@ class Simulations:
         pilot_stats: statistics of the pilot that are finite, shape (n, S).
     """
 
+    keys: jax.Array
+    table: ConstraintTable
+    seen: SeenRange
+    failures: Failures
+    num_simulations: int
+    is_noisy: bool
+    is_likelihood_noisy: bool
+    log_likelihood_dtype: np.dtype
+    largest_seen: np.ndarray
+    num_repeats: int
+    has_weights: bool
+    shares: np.ndarray
+    pilot_stats: np.ndarray
+
+    @classmethod
+    def start(cls, engine: Engine, rng_key: jax.Array) -> "Ledger":
+        """Before the first simulation."""
+        table = engine.problem.table
+        return cls(
+            keys=random.split(rng_key, engine.options.num_restarts),
+            table=table,
+            seen=SeenRange.empty(table.num_statistics),
+            failures=Failures(engine.options.on_invalid),
+            num_simulations=engine.problem.num_pilot_simulations,
+            is_noisy=False,
+            is_likelihood_noisy=False,
+            log_likelihood_dtype=np.dtype(np.float32),
+            largest_seen=np.full(table.num_constraints, np.inf),
+            num_repeats=1,
+            has_weights=True,
+            shares=np.ones(table.num_constraints),
+            pilot_stats=np.zeros((0, table.num_statistics)),
+        )
+
+
+class Simulations:
+    """Everything that simulates, from one moment of a run on.
+
+    Args:
+        engine: compiled functions.
+        ledger: what is known at that moment.
+        watch: is told how many simulations there were, as they come.
+
+    Attributes:
+        ledger: what is known since.
+    """
+
     def __init__(
         self,
         engine: Engine,
-        rng_key: jax.Array,
+        ledger: Ledger,
         watch: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.engine = engine
+        self.ledger = ledger
         self.watch = watch
         self.options = engine.options
         self.problem = engine.problem
-        self.table = engine.problem.table
-        self.has_var = self.table.has_var
         self.num_restarts = self.options.num_restarts
-        self.keys = random.split(rng_key, self.num_restarts)
-        self.seen = SeenRange(self.table.num_statistics)
-        self.failures = Failures(self.problem, self.options.on_invalid)
-        self.num_simulations = engine.problem.num_pilot_simulations
-        self.is_noisy = False
-        self.log_likelihood_dtype = np.dtype(np.float32)
-        self.largest_seen = np.full(self.table.num_constraints, np.inf)
-        self.is_likelihood_noisy = False
-        self.num_repeats = 1
-        self.has_weights = True
-        self.shares = np.ones(self.table.num_constraints)
-        self.pilot_stats = np.zeros((0, self.table.num_statistics))
+
+    @classmethod
+    def start(cls, engine: Engine, rng_key: jax.Array) -> "Simulations":
+        """Before the first simulation."""
+        return cls(engine, Ledger.start(engine, rng_key))
+
+    def know(self, **changes: Any) -> None:
+        """Replace fields of the ledger."""
+        self.ledger = self.ledger._replace(**changes)
+
+    def count(self, num: int) -> None:
+        """Count simulations of which nothing else is known."""
+        self.know(num_simulations=self.ledger.num_simulations + num)
+
+    @property
+    def table(self) -> ConstraintTable:
+        """Constraints in the units of the run."""
+        return self.ledger.table
 
     @property
     def has_noisy_likelihood(self) -> bool:
         """Whether the log likelihood of the model, as it is written, is noisy."""
-        return self.is_likelihood_noisy or self.problem.minibatches.are_noisy
+        return self.ledger.is_likelihood_noisy or self.problem.minibatches.are_noisy
 
-    def init_state(self, keys: jax.Array) -> EPIState:
+    def init_state(self, keys: jax.Array) -> GuideState:
         """Untrained guides at the targets of the run, with shared penalties."""
         state = self.engine.init_state(keys, self.table.targets)
         return state._replace(penalty=self.penalty)
 
     def measure_in(self, table: ConstraintTable) -> None:
         """Take the units of a table with the same targets."""
-        self.largest_seen = self.largest_seen * self.table.units_in(table)
-        self.table = table
+        largest = self.ledger.largest_seen * self.table.units_in(table)
+        self.know(largest_seen=largest, table=table)
 
     @property
     def targets(self) -> Targets:
@@ -112,14 +160,14 @@ class Simulations:
     @property
     def penalty(self) -> jax.Array:
         """First penalty coefficients, shape (R, K)."""
-        shape = (self.num_restarts, self.shares.size)
-        return jnp.broadcast_to(
-            jnp.asarray(self.options.penalty * self.shares, float), shape
-        )
+        shares = self.ledger.shares
+        penalty = jnp.asarray(self.options.penalty * shares, float)
+        return jnp.broadcast_to(penalty, (self.num_restarts, shares.size))
 
     def next_keys(self) -> jax.Array:
         """Fresh keys, one for each restart."""
-        self.keys, keys = split_keys(self.keys, 2)
+        left, keys = split_keys(self.ledger.keys, 2)
+        self.know(keys=left)
         return keys
 
     def deviations(self, stats: np.ndarray) -> np.ndarray:
@@ -130,11 +178,17 @@ class Simulations:
     def note(self, u: np.ndarray, log_lik: np.ndarray, stats: np.ndarray) -> np.ndarray:
         """Count simulations of shape (R, n, ...); raise or return their validity."""
         is_valid = np.isfinite(stats).all(axis=-1) & np.isfinite(log_lik)
-        self.num_simulations += is_valid.size
-        self.seen.add(stats.reshape(-1, stats.shape[-1]))
-        self.failures.note(u, stats, is_valid, self.table)
-        self.watch(self.num_simulations)
+        before = self.ledger
+        failures = before.failures.note(self.problem, before.table, u, stats, is_valid)
+        self.count(is_valid.size)
+        seen = before.seen.add(stats.reshape(-1, stats.shape[-1]))
+        self.know(seen=seen, failures=failures)
+        self.watch(self.ledger.num_simulations)
         return is_valid
+
+    def tell(self) -> None:
+        """Warn of failures, unless that is done."""
+        self.know(failures=self.ledger.failures.tell())
 
     # -- draws of the prior -----------------------------------------------------------
 
@@ -148,18 +202,22 @@ class Simulations:
         u = self.engine.chunks.prior_draws(self.next_keys(), num)
         sim = self.engine.chunks.simulate(u, self.next_keys())
         is_valid = self.note(u, sim.log_likelihood, sim.stats)
-        self.pilot_stats = sim.stats[is_valid]
-        self.table = self.table.with_scale(self.pilot_stats)
+        stats = sim.stats[is_valid]
+        self.know(table=self.table.with_scale(stats), pilot_stats=stats)
         self.check_precision(u)
-        self.log_likelihood_dtype = sim.log_likelihood.dtype
         devs = np.abs(self.deviations(sim.stats))[is_valid]
-        self.largest_seen = devs.max(axis=0)
+        self.know(
+            log_likelihood_dtype=sim.log_likelihood.dtype,
+            largest_seen=devs.max(axis=0),
+        )
         if self.problem.uses_random_keys:
             again = self.engine.chunks.simulate(u, self.next_keys())
-            self.num_simulations += is_valid.size
-            self.is_noisy = differs(sim.stats, again.stats)
+            self.count(is_valid.size)
             change = np.asarray(again.log_likelihood, float) - sim.log_likelihood
-            self.is_likelihood_noisy = differs(sim.log_likelihood, again.log_likelihood)
+            self.know(
+                is_noisy=differs(sim.stats, again.stats),
+                is_likelihood_noisy=differs(sim.log_likelihood, again.log_likelihood),
+            )
             self._plan_repeats(0.5 * change[np.isfinite(change)] ** 2)
         return u
 
@@ -173,13 +231,14 @@ class Simulations:
 
         A typical one counts: they can be huge far from the data.
         """
-        self.num_repeats = NUM_REPEATS if self.is_noisy else 1
-        if self.is_likelihood_noisy:
+        num, has_weights = NUM_REPEATS if self.ledger.is_noisy else 1, True
+        if self.ledger.is_likelihood_noisy:
             # Of one degree of freedom, with a median of 0.455.
             wanted = np.median(variance) / 0.455 / MAX_VARIANCE
             limit = MIN_REPEATS if self.problem.cost.is_dear else MAX_REPEATS
-            self.has_weights = bool(wanted <= HOPELESS * limit)
-            self.num_repeats = int(np.clip(np.ceil(wanted), MIN_REPEATS, limit))
+            has_weights = bool(wanted <= HOPELESS * limit)
+            num = int(np.clip(np.ceil(wanted), MIN_REPEATS, limit))
+        self.know(num_repeats=num, has_weights=has_weights)
 
     # -- draws of the guide -----------------------------------------------------------
 

@@ -63,7 +63,7 @@ class PoolDraws(NamedTuple):
         return PoolDraws(*(x[:, :0] for x in self))
 
 
-class EPIState(NamedTuple):
+class GuideState(NamedTuple):
     """State of the optimisation; every array has a leading axis of R restarts.
 
     Attributes:
@@ -140,8 +140,8 @@ def choose_rows(is_new: Any, new: Any, old: Any) -> Any:
 
 
 def choose_restarts(
-    is_new: np.ndarray, new: EPIState, old: EPIState, keep: tuple[str, ...]
-) -> EPIState:
+    is_new: np.ndarray, new: GuideState, old: GuideState, keep: tuple[str, ...]
+) -> GuideState:
     """The old state, with the rows of some restarts from the new one.
 
     Args:
@@ -153,7 +153,7 @@ def choose_restarts(
     return old._replace(
         **{
             name: choose_rows(is_new, getattr(new, name), getattr(old, name))
-            for name in EPIState._fields
+            for name in GuideState._fields
             if name not in keep
         }
     )

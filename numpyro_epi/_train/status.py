@@ -6,6 +6,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -129,21 +130,26 @@ def first_invalid_label(table: ConstraintTable, stats: np.ndarray) -> str:
     return table.statistic_labels[bad[0]] if bad.size else "log likelihood"
 
 
-class SeenRange:
-    """Smallest and largest value of each statistic over all simulations so far."""
+class SeenRange(NamedTuple):
+    """Smallest and largest value of each statistic in simulations so far, (S,)."""
 
-    def __init__(self, num_statistics: int) -> None:
-        self.low = np.full(num_statistics, np.inf)
-        self.high = np.full(num_statistics, -np.inf)
-        self.num_simulations = 0
+    low: np.ndarray
+    high: np.ndarray
+    num_simulations: int = 0
 
-    def add(self, stats: np.ndarray) -> None:
+    @classmethod
+    def empty(cls, num_statistics: int) -> "SeenRange":
+        """Of no simulation."""
+        return cls(np.full(num_statistics, np.inf), np.full(num_statistics, -np.inf))
+
+    def add(self, stats: np.ndarray) -> "SeenRange":
         """Take note of statistics of shape (n, S); rows with NaN are passed over."""
-        self.num_simulations += len(stats)
+        num = self.num_simulations + len(stats)
         stats = stats[np.isfinite(stats).all(axis=1)]
-        if len(stats):
-            self.low = np.minimum(self.low, stats.min(axis=0))
-            self.high = np.maximum(self.high, stats.max(axis=0))
+        if not len(stats):
+            return self._replace(num_simulations=num)
+        low = np.minimum(self.low, stats.min(axis=0))
+        return SeenRange(low, np.maximum(self.high, stats.max(axis=0)), num)
 
     def unreachable(self, table: ConstraintTable) -> str | None:
         """Explain the first target that no law on the seen range can have."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from numpyro_epi._math.constraints import Targets
 from numpyro_epi._train.engine import Engine
-from numpyro_epi._train.state import EPIState, choose_restarts
+from numpyro_epi._train.state import GuideState, choose_restarts
 
 # Gradient steps between two moves of the targets.
 STEER_STEPS = 20
@@ -87,11 +87,11 @@ class Way(NamedTuple):
 
 def steer(
     engine: Engine,
-    state: EPIState,
+    state: GuideState,
     way: Way,
     is_far: np.ndarray,
     stat_gradient: str,
-) -> tuple[EPIState, int]:
+) -> tuple[GuideState, int]:
     """Move the targets of the restarts that are far, and let their guides follow.
 
     Args:

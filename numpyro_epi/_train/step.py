@@ -39,7 +39,7 @@ from numpyro_epi._math.lagrangian import (
 from numpyro_epi._model.problem import Problem, Simulation
 from numpyro_epi._train.gate import gated, is_finite
 from numpyro_epi._train.guide import GuideFunctions, Params
-from numpyro_epi._train.state import EPIState, StepInfo
+from numpyro_epi._train.state import GuideState, StepInfo
 
 # Of the moving average of the violation that the penalty acts on: about 20 steps.
 VIOLATION_RATE = 0.05
@@ -166,7 +166,7 @@ class Objective:
         return Particles.from_simulation(sim, targets, self.has_var)
 
     def _draw(
-        self, params: Params, state: EPIState, draw_key: jax.Array, sim_key: jax.Array
+        self, params: Params, state: GuideState, draw_key: jax.Array, sim_key: jax.Array
     ) -> tuple[jax.Array, jax.Array, Particles]:
         """Log q (P,), importance weights (P,) and particles of this step."""
         if self.replays:
@@ -179,7 +179,7 @@ class Objective:
         return log_q, jnp.ones_like(log_q), particles
 
     def _replay(
-        self, params: Params, state: EPIState, key: jax.Array
+        self, params: Params, state: GuideState, key: jax.Array
     ) -> tuple[jax.Array, jax.Array, Particles]:
         """Particles from the memory, weighted by how q has changed since.
 
@@ -200,7 +200,7 @@ class Objective:
         )
 
     def __call__(
-        self, params: Params, state: EPIState, key: jax.Array
+        self, params: Params, state: GuideState, key: jax.Array
     ) -> tuple[jax.Array, StepInfo]:
         """Loss to differentiate with respect to `params`, and what to report."""
         draw_key, sim_key, pool_key = random.split(key, 3)
@@ -265,7 +265,7 @@ class Objective:
         return loss
 
     def _anchor_loss(
-        self, params: Params, state: EPIState, key: jax.Array
+        self, params: Params, state: GuideState, key: jax.Array
     ) -> jax.Array:
         """How far the guide is from the tilted model at draws of the pool.
 
@@ -297,17 +297,17 @@ def make_update(
     *,
     average_decay: float,
     decays: bool,
-) -> Callable[[EPIState], tuple[EPIState, StepInfo]]:
+) -> Callable[[GuideState], tuple[GuideState, StepInfo]]:
     """One gradient step of one restart, as a pure function.
 
     Args:
         objective: loss.
         optim: optimiser.
         average_decay: of the moving average of the parameters; 0 for none.
-        decays: whether `EPIState.rate` is a factor of the steps.
+        decays: whether `GuideState.rate` is a factor of the steps.
     """
 
-    def update(state: EPIState) -> tuple[EPIState, StepInfo]:
+    def update(state: GuideState) -> tuple[GuideState, StepInfo]:
         key, next_key = random.split(state.rng_key)
         (_, info), grads = jax.value_and_grad(objective, has_aux=True)(
             state.params, state, key

@@ -24,7 +24,7 @@ def verdict(simulations: Simulations, scores: Scores) -> tuple[EPIStatus, str]:
             f"All {good.size} constraints are met within {options.tolerance:g} "
             "scaled units."
         )
-    problem = simulations.seen.unreachable(simulations.table)
+    problem = simulations.ledger.seen.unreachable(simulations.table)
     if problem is not None:
         return EPIStatus.UNREACHABLE, problem
     if scores.invalid == 1.0:

@@ -23,7 +23,7 @@ from numpyro_epi._solver.law import Standard
 from numpyro_epi._solver.path import Position, largest_step, move_on, ridge_at
 from numpyro_epi._solver.population import Population, noise_bias
 from numpyro_epi._solver.proposal import LocalMixture
-from numpyro_epi._solver.search import find_law
+from numpyro_epi._solver.search import Search, Searcher
 
 KEY = jax.random.key(0)
 
@@ -33,10 +33,14 @@ def simulator(model, num_repeats=1):
     return Simulator(Programs(problem), problem.table, num_repeats)
 
 
+def search(programs, table, num_repeats=1, kind="hmc", key=KEY):
+    searcher = Searcher(programs, Standard(0.05, 1.645, table.labels), lambda: kind)
+    return searcher.run(Search(table, num_repeats, key)).law
+
+
 def find(model, num_repeats=1, kind="hmc"):
-    made = simulator(model, num_repeats)
-    standard = Standard(0.05, 1.645, made.table.labels)
-    return find_law(made, KEY, standard, lambda: kind)
+    problem = Problem(model, (), {}, KEY)
+    return search(Programs(problem), problem.table, num_repeats, kind)
 
 
 def gaussian():
@@ -138,9 +142,7 @@ def test_chains_tell_log_z_within_their_errors():
     """Five keys; errors of four groups: one of them may be beyond 3, none beyond 6."""
     made, ratios = Programs(Problem(narrow, (), {}, KEY)), []
     for key in range(5):
-        one = Simulator(made, made.problem.table)
-        standard = Standard(0.05, 1.645, one.table.labels)
-        law = find_law(one, jax.random.key(key), standard, lambda: "hmc")
+        law = search(made, made.problem.table, key=jax.random.key(key))
         assert abs(law.log_normalizer - NARROW) < 0.25
         ratios.append(abs(law.log_normalizer - NARROW) / law.log_normalizer_error)
     assert np.sort(ratios)[-2] < 3
@@ -156,14 +158,10 @@ def test_chains_that_lag_are_not_trusted(goes_back, monkeypatch):
     monkeypatch.setattr("numpyro_epi._solver.moves.NUM_LEAPFROG", 1)
     monkeypatch.setattr("numpyro_epi._solver.particles.BLOCK", 1)
     monkeypatch.setattr(by_chains, "REPEATS", (1, 1))
-    retrace = by_chains._retrace
-
-    def only_there(*args):
-        state, (there, _) = retrace(*args)
-        return state, np.stack([there, there])
-
     if not goes_back:
-        monkeypatch.setattr(by_chains, "_retrace", only_there)
+        both = by_chains.Retrace.log_normalizers.fget
+        there = property(lambda self: both(self)[[0, 0]])
+        monkeypatch.setattr(by_chains.Retrace, "log_normalizers", there)
     law = find(narrow)
     assert ("lag" in law.reason) == goes_back
     assert law.converged == (not goes_back)
@@ -261,10 +259,10 @@ def test_ridges_fall_from_infinity_to_almost_none():
 def test_a_search_that_stalls_draws_twice_as_many_until_it_gives_up(monkeypatch):
     monkeypatch.setattr(population, "move_on", lambda position, *_: position)
     made = simulator(gaussian)
-    search, spent = population.Population(made, 100), []
-    state = search.init(KEY)
+    made_of_them, spent = population.Population(made, 100), []
+    state = made_of_them.init(KEY)
     while not state.is_stalled:
-        state = search.advance(state)
+        state = made_of_them.advance(state)
         spent.append(made.num_simulations)
     np.testing.assert_array_equal(np.diff([100, *spent]), [200, 400, 800, 0])
 
@@ -272,11 +270,10 @@ def test_a_search_that_stalls_draws_twice_as_many_until_it_gives_up(monkeypatch)
 def test_a_budget_is_that_of_one_population():
     """Chains, and searches of other restarts, leave it whole."""
     made = simulator(gaussian)
-    first = Population(made, 200)
-    whole = draws_left(first, 1000)
-    first.init(KEY)
-    assert draws_left(first, 1000) == whole - 200
-    assert draws_left(Population(made, 200), 1000) == whole
+    one = Population(made, 200)
+    first, second = one.init(KEY), one.init(KEY)
+    assert draws_left(one, second, 1000) == 20_000 - 200
+    assert draws_left(one, first, 1000) == 20_000 - 400
 
 
 def test_arrived_multipliers_are_solved_again():
@@ -414,11 +411,6 @@ def test_what_cannot_be_reached_stalls():
     assert state.position.distance > 0.1
     weights = normalize_log_weights(state.log_weights)
     assert np.isfinite(weights).all()
-    found = find_law(
-        Simulator(Programs(problem), table),
-        KEY,
-        Standard(0.05, 1.645, table.labels),
-        lambda: "walk",
-    )
+    found = search(Programs(problem), table, kind="walk")
     assert "before the targets" in found.reason
     assert not found.is_at_the_targets
