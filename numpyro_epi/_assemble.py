@@ -41,6 +41,7 @@ def assemble(engine: Engine, outcome: RunOutcome) -> EPIResult:
         seconds=outcome.seconds,
         _engine=engine,
         num_invalid=outcome.num_invalid,
+        stopped_by=outcome.stopped_by,
         has_noisy_likelihood=outcome.has_noisy_likelihood,
     )
 

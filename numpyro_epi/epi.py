@@ -3,7 +3,8 @@
 
 """`EPI`: from a NumPyro program with emergent properties to a distribution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,9 +12,11 @@ from jax import random
 
 from numpyro_epi._assemble import assemble
 from numpyro_epi._checks import as_key
+from numpyro_epi._files import Checkpoint
 from numpyro_epi._model.arguments import Arguments, private
 from numpyro_epi._model.outside import check_outside
 from numpyro_epi._model.problem import Problem
+from numpyro_epi._run import Limits, model_keywords, run_on
 from numpyro_epi._train.check import EPICheck, check_problem
 from numpyro_epi._train.circles import cut_circles
 from numpyro_epi._train.engine import Engine
@@ -218,7 +221,7 @@ class EPI:
         """
         engine = self._engine(random.key(0), args, kwargs)
         with plain_solver_errors():
-            outcome = Solver(engine).outcome(state, "Stopped before its end.")
+            outcome = Solver(engine).outcome(state, "hand")
             return assemble(engine, outcome)
 
     def _begin(
@@ -227,17 +230,41 @@ class EPI:
         setup_key, run_key = random.split(as_key(rng_key))
         return self._engine(setup_key, args, kwargs), run_key
 
-    def run(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPIResult:
+    def run(
+        self,
+        rng_key: jax.Array,
+        *args: Any,
+        init_state: EPIState | None = None,
+        max_seconds: float | None = None,
+        max_simulations: int | None = None,
+        checkpoint: str | Path | None = None,
+        callbacks: Sequence[Callable[[EPIState], Any]] = (),
+        model_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> EPIResult:
         """Infer the distribution.
 
         Args:
             rng_key: random key; the same key on the same machine gives the same result.
             *args: of the model.
+            init_state: state from which the run goes on, instead of its beginning.
+            max_seconds: after which this run stops, at the end of a step of it.
+            max_simulations: in all, those of earlier parts of the run too, up to what a
+                step takes. A tenth of them is kept for the draws that judge the result.
+            checkpoint: path of a file that holds the latest state, so that a run that
+                is killed, or has used up a budget, goes on where it was: call it again
+                with the same arguments. Bit for bit the run that was never stopped (on
+                one machine, and without `max_seconds`). Written whole or not at all,
+                in at most 5% of the time.
+            callbacks: functions that are called with each `EPIState`; the run stops
+                where one returns a true value.
+            model_kwargs: keyword arguments of the model, if it has one of these names.
             **kwargs: of the model.
 
         Returns:
-            The result, whatever its status: see `EPIResult.status` and `converged`. An
-            interrupt from the keyboard (after draws of the prior) leaves a result, too.
+            The result, whatever its status: see `EPIResult.status`, `converged` and
+            `stopped_by`. An interrupt from the keyboard (after draws of the prior)
+            leaves a result, too.
 
         Raises:
             InvalidStatisticError: if simulations fail, as `on_invalid` says.
@@ -246,21 +273,50 @@ class EPI:
                 by more than `tolerance`. Below it the nearest targets that agree are
                 used instead, and a warning prints them.
             RuntimeError: if a solver of diffrax gives up and throws an error.
+            TypeError: for a limit, a callback or a state of the wrong kind, or an
+                argument that both this method and the model have.
             ValueError: if the model has no emergent property or no latents, or latents
                 that no continuous guide can have, parameters to train, or an improper
-                prior that the data leave improper; or the guide is of another model.
+                prior that the data leave improper; or the guide is of another model; or
+                the checkpoint is of another run.
+
+        Example:
+            >>> import jax, numpyro, numpyro_epi as epi
+            >>> import numpyro.distributions as dist
+            >>> def model():
+            ...     z = numpyro.sample("z", dist.Normal(0, 1))
+            ...     epi.emergent_property(z, mean=1.0, var=0.25)
+            >>> inference = epi.EPI(model, num_epochs=2, num_steps=50)
+            >>> result = inference.run(jax.random.key(0), max_simulations=20_000)
+            >>> result.num_simulations < 25_000
+            True
         """
+        limits = Limits.checked(max_seconds, max_simulations, callbacks)
+        given = {
+            "init_state": init_state,
+            "max_seconds": max_seconds,
+            "max_simulations": max_simulations,
+            "checkpoint": checkpoint,
+            "callbacks": callbacks or None,
+            "model_kwargs": model_kwargs,
+        }
+        kwargs = model_keywords(self.model, kwargs, model_kwargs, given)
+        if not (init_state is None or isinstance(init_state, EPIState)):
+            raise TypeError(
+                "`init_state` must be an `EPIState`, but got "
+                f"{type(init_state).__name__}. Make one with `EPI.init`."
+            )
         engine, run_key = self._begin(rng_key, args, kwargs)
+        kept, state = None, init_state
+        if checkpoint is not None:
+            kept = Checkpoint(Path(checkpoint), engine, run_key)
+            state = kept.read() if state is None else state
         with plain_solver_errors(), Progress(self.options) as progress:
             solver = Solver(engine, progress)
-            state = solver.init(run_key)
-            try:
-                while not state.is_done:
-                    state = solver.advance(state)
-            except KeyboardInterrupt:
-                outcome = solver.outcome(state, "Stopped from the keyboard.")
-                return assemble(engine, outcome)
-            return assemble(engine, solver.outcome(state, ""))
+            state = solver.init(run_key) if state is None else state
+            state, stopped_by = run_on(solver, state, limits, kept)
+            num_draws = limits.num_draws_left(state.num_simulations)
+            return assemble(engine, solver.outcome(state, stopped_by, num_draws))
 
     def check(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPICheck:
         """Look at the model before any training: targets, failures, cost, gradient.

@@ -58,6 +58,8 @@ class EPIResult:
         seconds: wall-clock time of the whole run, compilation included.
         num_invalid: simulations that failed and were left out, those of single steps
             not counted.
+        stopped_by: why the run has ended: "done", or "budget", "callback", "interrupt"
+            or "hand" (a state that was not advanced to its end).
     """
 
     restarts: tuple[EPIRestart, ...]
@@ -72,6 +74,7 @@ class EPIResult:
     seconds: float
     _engine: Engine = field(repr=False)
     num_invalid: int = 0
+    stopped_by: str = "done"
     has_noisy_likelihood: bool = False
     # What `sensitivity` has made of the result, to be used again.
     _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)

@@ -67,7 +67,7 @@ LAYERS = {
         f"{MODEL} _solver", "jax numpy numpyro optax tqdm", lazily="guides"
     ),
     "epi": layer(
-        f"{TRAIN} _assemble result",
+        f"{TRAIN} _assemble _files _run result",
         "jax numpy numpyro optax tqdm",
         lazily="guides",
     ),
@@ -78,7 +78,8 @@ LAYERS = {
     # 4. on the result
     "result": layer(RESULT, "jax numpy numpyro", lazily="arviz plotting"),
     "_report": layer(RESULT, "numpy"),
-    "_files": layer(RESULT, "jax numpy"),
+    "_files": layer(f"{RESULT} guides", "jax numpy"),
+    "_run": layer(f"{TRAIN} _files", "jax"),
     "diagnostics": layer(RESULT, "jax numpy numpyro"),
     "sensitivity": layer(RESULT, "jax numpy numpyro optax"),
     "arviz": layer(RESULT, "jax numpy numpyro arviz xarray"),

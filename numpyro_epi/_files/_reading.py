@@ -3,8 +3,6 @@
 
 """Read a result into the model and the guide that made it."""
 
-import json
-import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._draws import EPIDraws
+from numpyro_epi._files import _archive
 from numpyro_epi._files._checks import (
     check_arguments,
     check_density,
@@ -80,6 +79,7 @@ def load(
         seconds=header["seconds"],
         _engine=engine,
         num_invalid=header.get("num_invalid", 0),
+        stopped_by=header.get("stopped_by", "done"),
         # Files from before it was noticed do not say.
         has_noisy_likelihood=header.get(
             "has_noisy_likelihood", engine.problem.minibatches.are_noisy
@@ -93,16 +93,13 @@ def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
         f"Expected a file that `EPIResult.save` wrote, got `{path}`, which is not one, "
         "or is damaged"
     )
-    with path.open("rb") as file:
-        try:
-            with np.load(file, allow_pickle=False) as content:
-                arrays = {name: content[name] for name in content.files}
-            header = json.loads(bytes(arrays.pop("header")))
-            found = header["format"]
-        except (ValueError, KeyError, TypeError, AttributeError) as err:
-            raise ValueError(f"{foreign}.") from err
-        except (EOFError, OSError, zipfile.BadZipFile) as err:
-            raise ValueError(f"{foreign}: {err}.") from err
+    if not path.exists():
+        raise FileNotFoundError(f"Expected a file of a result, got no `{path}`.")
+    try:
+        header, arrays = _archive.read(path)
+        found = header["format"]
+    except _archive.DAMAGE as err:
+        raise ValueError(f"{foreign}: {err}.") from err
     if found != FORMAT:
         raise ValueError(f"{foreign}: its format is {found!r}.")
     if header["version"] != VERSION:

@@ -3,8 +3,6 @@
 
 """Write a result, whole or not at all."""
 
-import json
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -16,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from numpyro_epi._draws import EPIDraws
+from numpyro_epi._files import _archive
 from numpyro_epi._files._format import (
     FORMAT,
     LAW_NUMBERS,
@@ -54,9 +53,9 @@ def save(result: EPIResult, path: Path) -> None:
         "package_version": package_version(),
         "is_x64": is_x64(),
         "guide": engine.guide.name,
-        "has_own_optim": _has_own_optim(engine),
-        "options": _pack_options(engine.options),
-        "arguments": _pack_arguments(engine),
+        "has_own_optim": has_own_optim(engine),
+        "options": pack_options(engine.options),
+        "arguments": pack_arguments(engine),
         "latents": [[site.name, list(site.shape)] for site in engine.problem.sites],
         "centres": _centres(engine),
         "num_pilot_simulations": engine.problem.num_pilot_simulations,
@@ -70,23 +69,10 @@ def save(result: EPIResult, path: Path) -> None:
         "num_simulations": result.num_simulations,
         "num_invalid": result.num_invalid,
         "seconds": result.seconds,
+        "stopped_by": result.stopped_by,
     }
-    text = json.dumps(header, default=lambda number: number.item())
-    arrays["header"] = np.frombuffer(text.encode(), np.uint8)
-    _write(path, arrays)
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    """Write beside the file, then rename: a file is whole, or it is the older one."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with draft.open("xb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    _archive.write(path, draft, header, arrays)
 
 
 def _centres(engine: Engine) -> dict[str, Any]:
@@ -97,11 +83,11 @@ def _centres(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _has_own_optim(engine: Engine) -> bool:
+def has_own_optim(engine: Engine) -> bool:
     return engine.options.schedule is None and not engine.decays
 
 
-def _pack_options(options: Options) -> dict[str, Any]:
+def pack_options(options: Options) -> dict[str, Any]:
     """Options as JSON; devices are not stored."""
     packed = {field.name: getattr(options, field.name) for field in fields(options)}
     packed["mesh"] = None
@@ -110,7 +96,7 @@ def _pack_options(options: Options) -> dict[str, Any]:
     return packed
 
 
-def _pack_arguments(engine: Engine) -> dict[str, list]:
+def pack_arguments(engine: Engine) -> dict[str, list]:
     """What the arguments of the model were: a digest and a word on each."""
     problem = engine.problem
     arguments = Arguments(problem.model, problem.args, problem.kwargs)

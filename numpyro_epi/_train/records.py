@@ -82,3 +82,4 @@ class RunOutcome(NamedTuple):
     num_simulations: int
     num_invalid: int
     seconds: float
+    stopped_by: str

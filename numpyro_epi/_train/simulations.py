@@ -279,14 +279,16 @@ class Simulations:
         return scores
 
     def evaluate_finally(
-        self, params: Any, *, is_decided: bool
+        self, params: Any, *, is_decided: bool, num_draws: int | None = None
     ) -> tuple[Evaluation, list[Scores]]:
         """Evaluation draws, doubled while only their number stands against a verdict.
 
         A violation within the tolerance whose standard error is too large to show it
         (heavy tails) deserves more draws, up to `MAX_EVALUATION_FACTOR` times as many.
         """
-        ev, scores = self.evaluate(params, self.options.num_evaluation)
+        num = self.options.num_evaluation
+        num = num if num_draws is None else min(num, num_draws)
+        ev, scores = self.evaluate(params, num)
         limit = MAX_EVALUATION_FACTOR * self.options.num_evaluation
         while not is_decided and ev.u.shape[1] < limit:
             best = min(scores, key=lambda s: float(np.abs(s.violation).max()))

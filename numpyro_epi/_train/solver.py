@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from numpyro_epi._solver.law import Law
-from numpyro_epi._solver.search import Search
+from numpyro_epi._solver.search import ROUND, Search
 from numpyro_epi._train.agreement import NUM_DRAWS, Agreement, Findings
 from numpyro_epi._train.approach import Approach
 from numpyro_epi._train.engine import Engine
@@ -28,6 +28,17 @@ from numpyro_epi._typing import existing
 
 # Of a run that was stopped before its statistics were differentiated.
 UNTRAINED = GradientHealth("none", "stopped before any", np.nan, np.nan)
+# What to do about a run that was stopped.
+WAY_ON = (
+    "It goes on from here with the same `checkpoint`, or from its state (`init_state`)."
+)
+# What stops a run before it is done, its status if nothing is good yet, and in words.
+STOPS = {
+    "budget": (EPIStatus.BUDGET, "Its budget is used up."),
+    "callback": (EPIStatus.INTERRUPTED, "Stopped by a callback."),
+    "interrupt": (EPIStatus.INTERRUPTED, "Stopped from the keyboard."),
+    "hand": (EPIStatus.INTERRUPTED, "It has not been advanced to its end."),
+}
 
 
 class EPIState(NamedTuple):
@@ -193,23 +204,41 @@ class Solver:
     def _judge(self, state: EPIState, simulations: Simulations) -> EPIState:
         """The verdict on laws and guides."""
         return state._replace(
-            outcome=self._outcome(state, simulations, stopped=""), stage="done"
+            outcome=self._outcome(state, simulations, "done"), stage="done"
         )
 
-    def outcome(self, state: EPIState, stopped: str) -> RunOutcome:
+    def outcome(
+        self, state: EPIState, stopped_by: str, num_draws: int | None = None
+    ) -> RunOutcome:
         """What there is to say of a run at any moment.
 
         Args:
             state: of the run.
-            stopped: why it has not gone on, in words.
+            stopped_by: why it has not gone on: a key of `STOPS`.
+            num_draws: of each guide that judge it, at most; None for as many as usual.
         """
         if state.outcome is not None:
             return state.outcome
         simulations = Simulations(self.engine, state.ledger, self.progress.count)
-        return self._outcome(state, simulations, stopped)
+        return self._outcome(state, simulations, stopped_by, num_draws)
+
+    def cost_of_next(self, state: EPIState) -> int:
+        """Simulations that the next step takes, roughly."""
+        options = self.options
+        judged = options.num_evaluation * options.num_restarts
+        if state.stage == "law":
+            return int(ROUND * options.warm_start_size) * state.ledger.num_repeats
+        if state.stage == "guide" and existing(state.gradient).choice != "replay":
+            steps = options.num_steps * options.num_particles
+            return steps * options.num_restarts + judged
+        return judged
 
     def _outcome(
-        self, state: EPIState, simulations: Simulations, stopped: str
+        self,
+        state: EPIState,
+        simulations: Simulations,
+        stopped_by: str,
+        num_draws: int | None = None,
     ) -> RunOutcome:
         began = time.perf_counter()
         training, ended = state.training, None
@@ -218,8 +247,10 @@ class Solver:
             guide, final, ended = training.best, training.final, training.ended
         guide = guide._replace(memory=self.engine.empty_memory)
         if final is None:
-            is_decided = bool(stopped) or ended is not None
-            final = simulations.evaluate_finally(guide.average, is_decided=is_decided)
+            is_decided = stopped_by != "done" or ended is not None
+            final = simulations.evaluate_finally(
+                guide.average, is_decided=is_decided, num_draws=num_draws
+            )
         simulations.tell()
         ev, scores = final
         laws = Laws(self.engine, simulations, state.laws)
@@ -231,6 +262,7 @@ class Solver:
                 np.asarray(guide.multipliers[r]),
                 partial(laws.correct, ev, r),
                 laws.own_scores(r, s),
+                "" if stopped_by == "done" else WAY_ON,
             )
             for r, s in enumerate(scores)
         ]
@@ -238,8 +270,8 @@ class Solver:
         problem = agreement.look_back(ev.stats)
         if problem is not None:
             verdicts = [(EPIStatus.UNREACHABLE, problem)] * len(verdicts)
-        if stopped:
-            verdicts = [_stopped(*v, stopped) for v in verdicts]
+        if stopped_by != "done":
+            verdicts = [_stopped(*v, stopped_by) for v in verdicts]
         ledger = simulations.ledger
         return RunOutcome(
             state=guide,
@@ -257,11 +289,13 @@ class Solver:
             num_simulations=ledger.num_simulations,
             num_invalid=ledger.failures.num,
             seconds=state.seconds + time.perf_counter() - began,
+            stopped_by=stopped_by,
         )
 
 
-def _stopped(status: EPIStatus, message: str, why: str) -> tuple[EPIStatus, str]:
+def _stopped(status: EPIStatus, message: str, by: str) -> tuple[EPIStatus, str]:
     """Of a run that has not gone on: what is good is good all the same."""
     if status in (EPIStatus.CONVERGED, EPIStatus.CORRECTED, EPIStatus.LAW_ONLY):
         return status, message
-    return EPIStatus.INTERRUPTED, f"{why} {message}"
+    status, why = STOPS[by]
+    return status, f"{why} {message}"

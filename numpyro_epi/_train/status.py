@@ -27,7 +27,9 @@ class EPIStatus(StrEnum):
         LAW_ONLY: only by the law.
         NOT_CONVERGED: the epochs are used up and some constraint is not met.
         UNREACHABLE: the simulations show that a target cannot be met.
-        INTERRUPTED: stopped from the keyboard; the result is what there was.
+        INTERRUPTED: stopped from the keyboard or by a callback, before guide or law
+            were shown to meet their targets; the result is what there was.
+        BUDGET: stopped by a budget, likewise.
     """
 
     CONVERGED = "converged"
@@ -36,6 +38,7 @@ class EPIStatus(StrEnum):
     NOT_CONVERGED = "not converged"
     UNREACHABLE = "unreachable"
     INTERRUPTED = "interrupted"
+    BUDGET = "budget"
 
     def __str__(self) -> str:
         return self.value

@@ -15,8 +15,16 @@ from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.status import EPIStatus
 
 
-def verdict(simulations: Simulations, scores: Scores) -> tuple[EPIStatus, str]:
-    """Status of one restart from its final draws."""
+def verdict(
+    simulations: Simulations, scores: Scores, way_on: str = ""
+) -> tuple[EPIStatus, str]:
+    """Status of one restart from its final draws.
+
+    Args:
+        simulations: of the run.
+        scores: of the draws.
+        way_on: advice, if the run has not ended by itself.
+    """
     options = simulations.options
     good = is_met(scores, options)
     if good.all():
@@ -44,6 +52,7 @@ def verdict(simulations: Simulations, scores: Scores) -> tuple[EPIStatus, str]:
             "It may be met: a few draws far away make the error large. Use more of "
             "them (`num_evaluation`), or a statistic without far values."
         )
+    advice = way_on or advice
     return EPIStatus.NOT_CONVERGED, (
         f"The {simulations.table.labels[worst]} is off by "
         f"{scores.violation[worst]:+.3g} +- {scores.violation_error[worst]:.2g} scaled "
@@ -58,6 +67,7 @@ def final_verdict(
     multipliers: np.ndarray,
     correction: Callable[[], Correction | None],
     own_scores: Scores,
+    way_on: str = "",
 ) -> tuple[EPIStatus, str]:
     """Status of one restart: what ended it before, unless it is lost, or its draws'.
 
@@ -68,9 +78,10 @@ def final_verdict(
         multipliers: scaled units, shape (K,).
         correction: weighs the final draws to the law, if that is trusted.
         own_scores: with fit and divergence of such a law, else of the draws.
+        way_on: advice, if the run has not ended by itself.
     """
-    found = verdict(simulations, scores) if ended is None else ended
-    if found[0] in (EPIStatus.UNREACHABLE, EPIStatus.INTERRUPTED):
+    found = verdict(simulations, scores, way_on) if ended is None else ended
+    if found[0] in (EPIStatus.UNREACHABLE,):
         return found
     if scores.invalid < 1.0:
         broken = why_model_lost(simulations, own_scores)

@@ -1,0 +1,192 @@
+# Copyright Contributors to the numpyro_epi project.
+# SPDX-License-Identifier: Apache-2.0
+
+"""States as plain arrays and JSON: nothing is pickled, and nothing in a file is run.
+
+A value is a leaf of JSON, or a list whose first item says what it is. Records are those
+of this package that `RECORDS` lists, by name; the state of an optimiser, whose records
+are anybody's, is stored as its leaves.
+"""
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from numpyro_epi._files._format import Arrays
+from numpyro_epi._math.constraints import ConstraintTable, Targets
+from numpyro_epi._math.dependence import Relation
+from numpyro_epi._solver.by_chains import ChainsState, Retrace
+from numpyro_epi._solver.by_importance import Verdict
+from numpyro_epi._solver.draws import Draws
+from numpyro_epi._solver.law import Law
+from numpyro_epi._solver.particles import ParticleState
+from numpyro_epi._solver.path import Position
+from numpyro_epi._solver.population import PopulationState
+from numpyro_epi._solver.proposal import DefensiveMixture, LocalMixture
+from numpyro_epi._solver.search import Search
+from numpyro_epi._train.agreement import Findings
+from numpyro_epi._train.chunks import Evaluation
+from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.failures import Failures
+from numpyro_epi._train.options import PublishedSchedule
+from numpyro_epi._train.pilot import GradientHealth
+from numpyro_epi._train.plateau import Plateau
+from numpyro_epi._train.published import Published
+from numpyro_epi._train.records import EpochRecord, RunOutcome, Scores
+from numpyro_epi._train.replay import Replay
+from numpyro_epi._train.simulations import Ledger
+from numpyro_epi._train.solver import EPIState
+from numpyro_epi._train.state import GuideState, Memory, PoolDraws
+from numpyro_epi._train.status import EPIStatus, SeenRange
+from numpyro_epi._train.training import Training
+from numpyro_epi.guides._mixture import Components
+
+RECORDS = {
+    record.__name__: record
+    for record in (
+        ChainsState, Components, ConstraintTable, DefensiveMixture, Draws, EPIState,
+        EpochRecord, Evaluation, Failures, Findings, GradientHealth, GuideState, Law,
+        Ledger, LocalMixture, Memory, ParticleState, Plateau, PoolDraws,
+        PopulationState, Position, Published, PublishedSchedule, Relation, Replay,
+        Retrace, RunOutcome, Scores, Search, SeenRange, Targets, Training, Verdict,
+    )
+}  # fmt: skip
+# The field of a guide's state whose records are those of an optimiser.
+OPTIMISER = "optim_state"
+
+
+class Packer:
+    """Turns values into JSON, and collects their arrays.
+
+    Attributes:
+        arrays: so far, by name.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: Arrays = {}
+        self._names: dict[int, str] = {}
+        # For as long as they are kept no other array has their identity.
+        self._kept: list[Any] = []
+
+    def pack(self, value: Any) -> Any:
+        """A value in JSON."""
+        if isinstance(value, EPIStatus):
+            return ["status", str(value)]
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, float) and not isinstance(value, np.generic):
+            return value
+        if isinstance(value, np.dtype):
+            return ["dtype", str(value)]
+        if isinstance(value, jax.Array | np.ndarray | np.generic):
+            return self._array(value)
+        if isinstance(value, dict):
+            return ["dict", *([k, self.pack(v)] for k, v in value.items())]
+        name = type(value).__name__
+        if RECORDS.get(name) is type(value):
+            return ["record", name, *self._record(value)]
+        if type(value) in (list, tuple):
+            return [name, *(self.pack(x) for x in value)]
+        raise TypeError(f"A state has a {name}, which no file can hold.")
+
+    def _record(self, value: Any) -> list:
+        packed = []
+        for field in field_names(type(value)):
+            part = getattr(value, field)
+            if field == OPTIMISER:
+                part = tuple(jax.tree.leaves(part))
+            packed.append([field, self.pack(part)])
+        return packed
+
+    def _array(self, value: Any) -> list:
+        """What an array is; arrays that are the same object are stored once."""
+        kind = "numpy"
+        if isinstance(value, np.generic):
+            kind = "scalar"
+        elif isinstance(value, jax.Array):
+            kind = "jax"
+        name = self._names.get(id(value))
+        dtype, impl = str(value.dtype), ""
+        data = value
+        if kind == "jax" and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            dtype, impl = "key", str(jax.random.key_impl(value))
+            data = jax.random.key_data(value)
+        if name is None:
+            name = f"array{len(self.arrays)}"
+            self.arrays[name] = np.asarray(data)
+            self._names[id(value)] = name
+            self._kept.append(value)
+        return ["array", kind, name, dtype, impl]
+
+
+class Unpacker:
+    """Turns JSON and arrays into the values that they were.
+
+    Args:
+        arrays: by name.
+        engine: of the run; knows the records of its optimiser.
+    """
+
+    def __init__(self, arrays: Arrays, engine: Engine) -> None:
+        self.arrays = arrays
+        self.engine = engine
+        self._made: dict[str, Any] = {}
+
+    def unpack(self, spec: Any) -> Any:
+        """A value; what is not one raises a ValueError, KeyError or TypeError."""
+        if not isinstance(spec, list):
+            if isinstance(spec, dict):
+                raise TypeError("an object of JSON")
+            return spec
+        kind, *parts = spec
+        match kind:
+            case "status":
+                return EPIStatus(*parts)
+            case "dtype":
+                return np.dtype(*parts)
+            case "array":
+                return self._array(*parts)
+            case "dict":
+                return {key: self.unpack(value) for key, value in parts}
+            case "list":
+                return [self.unpack(part) for part in parts]
+            case "tuple":
+                return tuple(self.unpack(part) for part in parts)
+            case "record":
+                return self._record(*parts)
+        raise ValueError(f"a {kind!r}")
+
+    def _record(self, name: str, *parts: list) -> Any:
+        record = RECORDS[name]
+        values = {field: self.unpack(part) for field, part in parts}
+        if list(values) != field_names(record):
+            raise ValueError(f"a {name} with other fields")
+        if OPTIMISER in values:
+            tree = jax.eval_shape(self.engine.init_optim, values["params"])
+            leaves = values[OPTIMISER]
+            values[OPTIMISER] = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+        return record(**values)
+
+    def _array(self, kind: str, name: str, dtype: str, impl: str) -> Any:
+        known = f"{kind} {name}"
+        if known not in self._made:
+            self._made[known] = self._make(kind, self.arrays[name], dtype, impl)
+        return self._made[known]
+
+    def _make(self, kind: str, data: np.ndarray, dtype: str, impl: str) -> Any:
+        if dtype == "key":
+            return jax.random.wrap_key_data(jnp.asarray(data), impl=impl)
+        data = data.view(jnp.dtype(dtype))
+        if kind == "jax":
+            return jnp.asarray(data)
+        return data[()] if kind == "scalar" else data
+
+
+def field_names(record: Any) -> list[str]:
+    """Of a record, in order."""
+    if is_dataclass(record):
+        return [field.name for field in fields(record)]
+    return list(record._fields)
