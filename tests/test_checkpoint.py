@@ -13,7 +13,6 @@ import zipfile
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
