@@ -7,6 +7,9 @@ PYTEST_ARGS ?=
 JOBS ?= auto
 
 BIN := $(VENV)/bin
+# Where compiled programs are kept from one run to the next.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/build/compiled
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.1
 PARALLEL = --numprocesses $(JOBS) --dist worksteal
 STAMP := $(VENV)/.installed
 EXAMPLES = $(sort $(wildcard examples/[!_]*.py))

@@ -58,6 +58,17 @@ class Limits(NamedTuple):
             return None
         return max(self.max_simulations - num_simulations, 100)
 
+    def left(self, state: EPIState, began: float) -> str:
+        """What is left of the budgets, in words."""
+        words = []
+        if self.max_seconds is not None:
+            seconds = self.max_seconds - (time.perf_counter() - began)
+            words.append(f"{max(seconds, 0.0):,.0f} s")
+        if self.max_simulations is not None:
+            num = self.max_simulations - state.num_simulations
+            words.append(f"{max(num, 0):,} simulations")
+        return ", ".join(words)
+
     def is_late(self, began: float) -> bool:
         """Whether a run that began then has used up its seconds."""
         limit = self.max_seconds
@@ -123,6 +134,7 @@ def run_on(
             if limits.is_late(began) or limits.is_too_dear(cost):
                 stopped_by = "budget"
                 break
+            solver.progress.left = limits.left(state, began)
             state = solver.advance(state)
             if any([callback(state) for callback in limits.callbacks]):
                 stopped_by = "done" if state.is_done else "callback"

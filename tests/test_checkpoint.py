@@ -308,6 +308,13 @@ def WHOLE(found=[]):  # noqa: B006, N802
     return found[0]
 
 
+def test_the_bar_says_what_is_left_of_a_budget(capsys):
+    made(progress_bar=True).run(KEY, max_simulations=5000, max_seconds=1000)
+    shown = capsys.readouterr().err
+    assert "law (1,000 s, " in shown
+    assert "simulations left)" in shown
+
+
 def test_stops_are_kept_in_files(tmp_path):
     result = INFERENCE.run(KEY, max_seconds=1e-9)
     result.save(tmp_path / "result.npz")

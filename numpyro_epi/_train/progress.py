@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Context manager that shows stages and epochs, if it is entered."""
+    """Context manager that shows stages and epochs, if it is entered.
+
+    Attributes:
+        left: of a budget, in words.
+    """
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self.left = ""
         self._bar: Any = None
 
     def __enter__(self) -> Self:
@@ -38,7 +43,8 @@ class Progress:
     def stage(self, name: str) -> None:
         """What a run is about to do."""
         if self._bar is not None:
-            self._bar.set_description_str(name)
+            left = f" ({self.left} left)" if self.left else ""
+            self._bar.set_description_str(f"{name}{left}")
 
     def count(self, num_simulations: int) -> None:
         """How many simulations there were before the first step."""
