@@ -66,7 +66,7 @@ def short():
 @cache
 def long():
     """One that has converged."""
-    return run(num_epochs=4, num_steps=100, num_evaluation=20_000)
+    return run(num_epochs=8, num_steps=100, num_evaluation=20_000)
 
 
 # -- files ----------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def not_converged():
 
 @trained("_train/verdict.py", "Use more of them (`num_evaluation`), or a statistic")
 def too_few_draws():
-    found = run(num_epochs=4, num_steps=100, num_evaluation=200)
+    found = run(num_epochs=8, num_steps=100, num_evaluation=200)
     assert not found.converged
     said(found.message)
     assert long().converged
