@@ -62,6 +62,27 @@ ELSEWHERE = {
     ("_train/verdict.py", "Use draws of the law (`result.law.sample`)"): (
         "test_result_law.py::test_samples_are_resampled_and_not_simulated"
     ),
+    ("_files/_checkpoint.py", "Pass another path as `checkpoint`, or delete"): (
+        "test_checkpoint.py::test_ways_out_of_a_refused_checkpoint_work"
+    ),
+    ("_files/_reading.py", "the guide and the optimiser of the run."): (
+        "test_files.py::test_the_optimiser_is_asked_for_again"
+    ),
+    ("_run.py", "Leave out one of them."): (
+        "test_checkpoint.py::test_misuse_is_named_and_can_be_mended"
+    ),
+    ("_run.py", "Leave it out for a run without a limit."): (
+        "test_checkpoint.py::test_misuse_is_named_and_can_be_mended"
+    ),
+    ("_run.py", "Pass `callbacks=[function]`."): (
+        "test_checkpoint.py::test_misuse_is_named_and_can_be_mended"
+    ),
+    ("epi.py", "Make one with `EPI.init`."): (
+        "test_checkpoint.py::test_misuse_is_named_and_can_be_mended"
+    ),
+    ("_run.py", "Pass that of the model as `model_kwargs="): (
+        "test_checkpoint.py::test_arguments_of_a_model_with_the_names_of_a_run"
+    ),
     ("arviz.py", 'Use `draws="guide"`'): (
         "test_result_law.py::test_what_is_asked_of_arviz_is_checked"
     ),

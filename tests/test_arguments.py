@@ -3,7 +3,6 @@
 
 """Model arguments are compared by value, in a process and in files."""
 
-import json
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -292,17 +291,3 @@ def test_a_file_is_loaded_with_the_arguments_of_the_run(stored):
 def test_other_arguments_are_named(stored, args, kwargs, message):
     with pytest.raises(ValueError, match=message):
         epi.EPIResult.load(stored, model, GUIDE, model_args=args, model_kwargs=kwargs)
-
-
-def test_a_file_without_arguments_is_still_read(stored, tmp_path):
-    with np.load(stored) as content:
-        arrays = {name: content[name] for name in content.files}
-    header = json.loads(bytes(arrays["header"]))
-    del header["arguments"]
-    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    path = tmp_path / "old.npz"
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
-    found = epi.EPIResult.load(path, model, GUIDE, model_args=(np.zeros(4),))
-    whole = epi.EPIResult.load(stored, model, GUIDE, model_args=(np.zeros(4),))
-    assert found.entropy == whole.entropy

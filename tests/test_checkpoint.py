@@ -325,20 +325,44 @@ def test_stops_are_kept_in_files(tmp_path):
 
 
 MISUSE = [
-    ({"max_seconds": 0}, ValueError, "max_seconds"),
-    ({"max_seconds": "1 h"}, ValueError, "max_seconds"),
-    ({"max_simulations": 0}, ValueError, "max_simulations"),
-    ({"max_simulations": 1.5}, ValueError, "max_simulations"),
-    ({"callbacks": [3]}, TypeError, "callbacks"),
-    ({"init_state": 3}, TypeError, "init_state"),
-    ({"model_kwargs": {"scale": 1.0}, "scale": 2.0}, TypeError, "`scale`"),
+    ({"max_seconds": 0}, ValueError, "max_seconds", {}),
+    ({"max_seconds": "1 h"}, ValueError, "max_seconds", {"max_seconds": 1}),
+    ({"max_simulations": 0}, ValueError, "max_simulations", {}),
+    ({"max_simulations": 1.5}, ValueError, "max_simulations", {"max_simulations": 2}),
+    ({"callbacks": [3]}, TypeError, "callbacks", {"callbacks": [lambda state: True]}),
+    (
+        {"init_state": 3},
+        TypeError,
+        "init_state",
+        {"init_state": "EPI.init", "max_simulations": 100},
+    ),
+    (
+        {"model_kwargs": {"scale": 1.0}, "scale": 2.0},
+        TypeError,
+        "`scale`",
+        {"scale": 1.0, "max_simulations": 100},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("options", "error", "words"), MISUSE)
-def test_misuse_is_named(options, error, words):
+@pytest.mark.parametrize(("options", "error", "words", "mended"), MISUSE)
+def test_misuse_is_named_and_can_be_mended(options, error, words, mended):
     with pytest.raises(error, match=words):
         INFERENCE.run(KEY, **options)
+    if mended.get("init_state"):
+        mended = mended | {"init_state": INFERENCE.init(KEY)}
+    assert np.isfinite(INFERENCE.run(KEY, **mended).entropy)
+
+
+def test_ways_out_of_a_refused_checkpoint_work(checkpoint, tmp_path):
+    copy = tmp_path / "copy.npz"
+    copy.write_bytes(checkpoint.read_bytes())
+    other, stop = made(num_steps=6), {"max_simulations": 100}
+    with pytest.raises(ValueError, match="or delete the file"):
+        other.run(KEY, checkpoint=copy, **stop)
+    other.run(KEY, checkpoint=tmp_path / "other.npz", **stop)
+    copy.unlink()
+    other.run(KEY, checkpoint=copy, **stop)
 
 
 NAMES = {

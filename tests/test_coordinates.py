@@ -475,9 +475,9 @@ def test_interventions_keep_the_coordinates_of_the_result():
 def test_a_file_brings_the_coordinates_back_without_a_simulation(monkeypatch):
     engine = result()._engine
     header = {
-        "options": _writing._pack_options(engine.options),
+        "options": _writing.pack_options(engine.options),
         "has_own_optim": False,
-        "centres": _writing._centres(engine),
+        "centres": _writing.centres(engine),
         "num_pilot_simulations": engine.problem.num_pilot_simulations,
     }
     header = json.loads(json.dumps(header))
@@ -486,7 +486,3 @@ def test_a_file_brings_the_coordinates_back_without_a_simulation(monkeypatch):
     for old, new in zip(engine.problem.sites, again.sites, strict=True):
         assert str(old.prior.support) == str(new.prior.support)
     assert again.num_pilot_simulations == 2000
-    # Files of a time when circles were cut at pi.
-    del header["centres"]
-    again = _reading._engine(header, both, GUIDE, None, (), {}).problem
-    assert float(again.sites[0].centre) == 0.0

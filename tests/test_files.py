@@ -149,7 +149,7 @@ def test_a_file_holds_plain_arrays_and_a_header(path):
         arrays = {name: content[name] for name in content.files}
     assert all(array.dtype.kind in "fiub" for array in arrays.values())
     header = json.loads(bytes(arrays["header"]))
-    assert (header["format"], header["version"]) == ("numpyro_epi result", 6)
+    assert (header["format"], header["version"]) == ("numpyro_epi result", 7)
     assert header["package_version"] == epi.__version__
     assert "restarts/1/draws/latents/scope/b" in arrays
 
@@ -214,8 +214,8 @@ DAMAGE = {
     "one_array": (one_array, "is not one, or is damaged"),
     "other": (partial(edit_header, format="other"), "its format is 'other'"),
     "newer": (
-        partial(edit_header, version=7, package_version="9.1"),
-        "got version 7 in .* which numpyro_epi 9.1 wrote",
+        partial(edit_header, version=8, package_version="9.1"),
+        "got version 8 in .* which numpyro_epi 9.1 wrote",
     ),
     "precision": (partial(edit_header, is_x64=True), "'jax_enable_x64', True"),
     "option": (partial(edit_header, options={"novel": 1}), "got `novel`"),

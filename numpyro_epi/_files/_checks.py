@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from numpyro_epi._files._format import flatten
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._model.arguments import Argument, Arguments
 from numpyro_epi._restart import EPIRestart
@@ -28,14 +29,8 @@ def pairs(listed: list) -> dict[str, tuple[int, ...]]:
 
 
 def check_arguments(path: Path, header: dict, got: Arguments) -> None:
-    """Refuse arguments of the model with other values than those of the run.
-
-    Files of before arguments were stored are let pass.
-    """
-    stored = header.get("arguments")
-    if stored is None:
-        return
-    old = {name: Argument(*parts) for name, parts in stored.items()}
+    """Refuse arguments of the model with other values than those of the run."""
+    old = {name: Argument(*parts) for name, parts in header["arguments"].items()}
     new = got.by_name
     for name in [*old, *new]:
         first, second = old.get(name, NO_ARGUMENT), new.get(name, NO_ARGUMENT)
@@ -96,6 +91,20 @@ def check_same(what: str, expected: Iterable, got: Iterable) -> None:
                 f"Expected the {what}: {shown[0]} at `{name}`, got {shown[1]}. Pass "
                 "the model, its arguments and the guide of the run."
             )
+
+
+def check_guide(path: Path, state: GuideState, engine: Engine) -> None:
+    """Refuse a guide whose parameters have other names or shapes."""
+    keys = jax.random.split(jax.random.key(0), engine.options.num_restarts)
+    fresh = jax.eval_shape(engine.init_params, keys)
+    num = engine.num_components(state.params)
+    if num:
+        fresh = jax.eval_shape(lambda x: engine.widened(x, num), fresh)
+    old, new = (
+        {f".params{k}": (tuple(v.shape), str(v.dtype)) for k, v in flatten(x).items()}
+        for x in (state.params, fresh)
+    )
+    check_same(f"parameters and state of `{path}`", old.items(), new.items())
 
 
 def check_density(

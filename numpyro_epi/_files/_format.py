@@ -1,34 +1,20 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""What writer and reader of a result agree on."""
+"""What writers and readers agree on."""
 
 import sys
-from dataclasses import fields
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_epi._restart import EPIRestart
-from numpyro_epi.law import EPILaw
-
 FORMAT = "numpyro_epi result"
 # Raise it when a file of the previous version could be misread.
-VERSION = 6
+VERSION = 7
 
 Arrays = dict[str, np.ndarray]
-
-# Of a restart: what the header holds, what is stored field by field, and numbers.
-WORDS = ("status", "message", "multipliers_source", "law_reason")
-NESTED = ("params", "multipliers", "history", "draws", "law", *WORDS)
-NUMBERS = tuple(f.name for f in fields(EPIRestart) if f.name not in NESTED)
-
-# Of a law: the same.
-LAW_WORDS = ("method", "reason")
-LAW_NESTED = ("draws", "multipliers", *LAW_WORDS)
-LAW_NUMBERS = tuple(f.name for f in fields(EPILaw) if f.name not in LAW_NESTED)
 
 
 def package_version() -> str:

@@ -1,7 +1,7 @@
 # Copyright Contributors to the numpyro_epi project.
 # SPDX-License-Identifier: Apache-2.0
 
-"""States as plain arrays and JSON: nothing is pickled, and nothing in a file is run.
+"""Results and states as plain arrays and JSON: nothing is pickled or run.
 
 A value is a leaf of JSON, or a list whose first item says what it is. Records are those
 of this package that `RECORDS` lists, by name; the state of an optimiser, whose records
@@ -15,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from numpyro_epi._files._format import Arrays
+from numpyro_epi._draws import EPIDraws
+from numpyro_epi._files._format import Arrays, flatten
 from numpyro_epi._math.constraints import ConstraintTable, Targets
 from numpyro_epi._math.dependence import Relation
+from numpyro_epi._restart import EPIHistory, EPIRestart
 from numpyro_epi._solver.by_chains import ChainsState, Retrace
 from numpyro_epi._solver.by_importance import Verdict
 from numpyro_epi._solver.draws import Draws
@@ -43,19 +45,25 @@ from numpyro_epi._train.state import GuideState, Memory, PoolDraws
 from numpyro_epi._train.status import EPIStatus, SeenRange
 from numpyro_epi._train.training import Training
 from numpyro_epi.guides._mixture import Components
+from numpyro_epi.law import EPILaw
 
 RECORDS = {
     record.__name__: record
     for record in (
-        ChainsState, Components, ConstraintTable, DefensiveMixture, Draws, EPIState,
-        EpochRecord, Evaluation, Failures, Findings, GradientHealth, GuideState, Law,
-        Ledger, LocalMixture, Memory, ParticleState, Plateau, PoolDraws,
-        PopulationState, Position, Published, PublishedSchedule, Relation, Replay,
+        ChainsState, Components, ConstraintTable, DefensiveMixture, Draws, EPIDraws,
+        EPIHistory, EPILaw, EPIRestart, EPIState, EpochRecord, Evaluation, Failures,
+        Findings, GradientHealth, GuideState, Law, Ledger, LocalMixture, Memory,
+        ParticleState, Plateau, PoolDraws, PopulationState, Position, Published,
+        PublishedSchedule, Relation, Replay,
         Retrace, RunOutcome, Scores, Search, SeenRange, Targets, Training, Verdict,
     )
 }  # fmt: skip
 # The field of a guide's state whose records are those of an optimiser.
 OPTIMISER = "optim_state"
+
+
+class OptimiserError(ValueError):
+    """The state in a file is that of another optimiser, as the message says."""
 
 
 class Packer:
@@ -71,8 +79,8 @@ class Packer:
         # For as long as they are kept no other array has their identity.
         self._kept: list[Any] = []
 
-    def pack(self, value: Any) -> Any:
-        """A value in JSON."""
+    def pack(self, value: Any, path: str = "") -> Any:
+        """A value in JSON; its arrays are named by where they are in it."""
         if isinstance(value, EPIStatus):
             return ["status", str(value)]
         if value is None or isinstance(value, bool | int | str):
@@ -82,26 +90,28 @@ class Packer:
         if isinstance(value, np.dtype):
             return ["dtype", str(value)]
         if isinstance(value, jax.Array | np.ndarray | np.generic):
-            return self._array(value)
+            return self._array(value, path)
         if isinstance(value, dict):
-            return ["dict", *([k, self.pack(v)] for k, v in value.items())]
+            parts = [[k, self.pack(v, _join(path, k))] for k, v in value.items()]
+            return ["dict", *parts]
         name = type(value).__name__
         if RECORDS.get(name) is type(value):
-            return ["record", name, *self._record(value)]
+            return ["record", name, *self._record(value, path)]
         if type(value) in (list, tuple):
-            return [name, *(self.pack(x) for x in value)]
+            parts = [self.pack(x, _join(path, str(i))) for i, x in enumerate(value)]
+            return [name, *parts]
         raise TypeError(f"A state has a {name}, which no file can hold.")
 
-    def _record(self, value: Any) -> list:
+    def _record(self, value: Any, path: str) -> list:
         packed = []
         for field in field_names(type(value)):
             part = getattr(value, field)
             if field == OPTIMISER:
-                part = tuple(jax.tree.leaves(part))
-            packed.append([field, self.pack(part)])
+                part = flatten(part)
+            packed.append([field, self.pack(part, _join(path, field))])
         return packed
 
-    def _array(self, value: Any) -> list:
+    def _array(self, value: Any, path: str) -> list:
         """What an array is; arrays that are the same object are stored once."""
         kind = "numpy"
         if isinstance(value, np.generic):
@@ -115,7 +125,7 @@ class Packer:
             dtype, impl = "key", str(jax.random.key_impl(value))
             data = jax.random.key_data(value)
         if name is None:
-            name = f"array{len(self.arrays)}"
+            name = path
             self.arrays[name] = np.asarray(data)
             self._names[id(value)] = name
             self._kept.append(value)
@@ -165,10 +175,22 @@ class Unpacker:
         if list(values) != field_names(record):
             raise ValueError(f"a {name} with other fields")
         if OPTIMISER in values:
-            tree = jax.eval_shape(self.engine.init_optim, values["params"])
-            leaves = values[OPTIMISER]
-            values[OPTIMISER] = jax.tree.unflatten(jax.tree.structure(tree), leaves)
+            values[OPTIMISER] = self._optimiser(values["params"], values[OPTIMISER])
         return record(**values)
+
+    def _optimiser(self, params: Any, leaves: dict[str, Any]) -> Any:
+        """The state of the optimiser of these parameters."""
+        tree = jax.eval_shape(self.engine.init_optim, params)
+        for name in [*leaves, *flatten(tree)]:
+            shown = [
+                f"{x[name].shape}, {x[name].dtype}" if name in x else "none"
+                for x in (leaves, flatten(tree))
+            ]
+            if shown[0] != shown[1]:
+                raise OptimiserError(
+                    f"{shown[0]} at `.{OPTIMISER}{name}`, got {shown[1]}"
+                )
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves.values())
 
     def _array(self, kind: str, name: str, dtype: str, impl: str) -> Any:
         known = f"{kind} {name}"
@@ -183,6 +205,10 @@ class Unpacker:
         if kind == "jax":
             return jnp.asarray(data)
         return data[()] if kind == "scalar" else data
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}/{name}" if path else name
 
 
 def field_names(record: Any) -> list[str]:

@@ -179,21 +179,20 @@ class Engine:
 
     def align(self, *states: GuideState) -> list[GuideState]:
         """The same guides on bases of as many components: added ones have no weight."""
-        nums = [self._num_components(state) for state in states]
+        nums = [self.num_components(state.params) for state in states]
         if len(set(nums)) == 1:
             return list(states)
-        return [self.with_components(state, max(nums)) for state in states]
+        return [self._with_components(state, max(nums)) for state in states]
 
-    def _num_components(self, state: GuideState) -> int:
+    def num_components(self, params: Params) -> int:
+        """Components of the base of guides."""
         if self.guide.components is None:
             return 0
-        found = self.guide.components.get(state.params)
+        found = self.guide.components.get(params)
         return 0 if found is None else found.num
 
-    def with_components(self, state: GuideState, num: int) -> GuideState:
-        """The same guide with components without weight in its base, up to a number."""
-        if self._num_components(state) == num:
-            return state
+    def widened(self, params: Params, num: int) -> Params:
+        """Parameters with components without weight in the base, up to a number."""
         components = self.guide.components
 
         def widen(params: Params) -> Params:
@@ -202,11 +201,17 @@ class Engine:
                 return components.set(params, components.none(num))
             return components.set(params, found.padded(num))
 
-        params = vmap(widen)(state.params)
+        return vmap(widen)(params)
+
+    def _with_components(self, state: GuideState, num: int) -> GuideState:
+        """The same guides with more components."""
+        if self.num_components(state.params) == num:
+            return state
+        params = self.widened(state.params, num)
         return state._replace(
             params=params,
-            average=vmap(widen)(state.average),
-            cover=vmap(widen)(state.cover),
+            average=self.widened(state.average, num),
+            cover=self.widened(state.cover, num),
             optim_state=self.init_optim(params),
         )
 
