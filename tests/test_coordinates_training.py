@@ -18,7 +18,7 @@ from numpyro_epi import diagnostics, sensitivity
 pytestmark = [pytest.mark.long]
 
 GUIDE = partial(epi.guides.AutoRealNVP, num_flows=4)
-OPTIONS = {"num_epochs": 4, "num_steps": 200, "progress_bar": False}
+OPTIONS = {"num_epochs": 8, "num_steps": 200, "progress_bar": False}
 # Nats that a run may lack, and standard deviations that a mean may be off.
 NATS, SHARE = 0.1, 0.1
 
