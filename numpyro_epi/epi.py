@@ -88,7 +88,8 @@ class EPI:
             by three standard errors, of the latest simulations; "mask" to leave any
             number out, without a warning; "raise" to stop at the first one.
         progress_bar: whether to show one.
-        mesh: `jax.sharding.Mesh` over whose first axis the particles are spread.
+        mesh: `jax.sharding.Mesh` over whose first axis draws, simulations, chains and
+            particles are spread, in every stage.
 
     Raises:
         TypeError: for an unknown option or an argument of the wrong kind.

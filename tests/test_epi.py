@@ -3,9 +3,6 @@
 
 """The trainer: options and errors, one step, small runs. Accuracy is in test_truths."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import diffrax
@@ -631,46 +628,6 @@ def test_second_run_compiles_nothing_new():
     calls.clear()
     epi.EPI(model, GUIDE, **{**options, "num_epochs": 4}).run(jax.random.key(0))
     assert len(calls) == after_first
-
-
-TWO_DEVICES = """
-from functools import partial
-import jax, numpyro, numpyro.distributions as dist, numpyro_epi as epi
-assert jax.device_count() == 2
-guide = partial(epi.guides.AutoRealNVP, num_flows=2, hidden_dims=(10,))
-
-def model():
-    z = numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1))
-    epi.emergent_property(z, mean=[0.5, -0.5], var=[0.25, 0.5])
-
-options = dict(num_particles=100, num_epochs=2, num_steps=20, num_evaluation=500,
-               warm_start_size=500, progress_bar=False)
-losses = []
-for mesh in (None, jax.make_mesh((2,), ("particles",))):
-    result = epi.EPI(model, guide, mesh=mesh, **options).run(jax.random.key(0))
-    losses.append(result.losses)
-print(abs(losses[0] - losses[1]).max())
-"""
-
-
-@pytest.mark.ci
-@pytest.mark.long
-def test_particles_on_two_devices_take_the_same_steps():
-    """Sums in another order: rounding, which 40 steps may amplify a little."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-    }
-    out = subprocess.run(
-        [sys.executable, "-c", TWO_DEVICES],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert out.returncode == 0, out.stderr
-    assert float(out.stdout) < 1e-3
 
 
 def test_restart_without_valid_draws_has_no_score():

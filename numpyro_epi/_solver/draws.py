@@ -15,6 +15,7 @@ from jax import lax, random, vmap
 from numpyro_epi._math.constraints import ConstraintTable
 from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._model.problem import Problem, Simulation
+from numpyro_epi._solver.devices import Devices
 
 # Simulations side by side: as many as keep their largest array within so many bytes.
 BATCH_BYTES, MIN_BATCH = 2**20, 16
@@ -169,11 +170,15 @@ class Programs:
     Args:
         problem: the model.
         chunk: draws that one call makes or simulates.
+        devices: that share them.
     """
 
-    def __init__(self, problem: Problem, chunk: int = 1000) -> None:
+    def __init__(
+        self, problem: Problem, chunk: int = 1000, devices: Devices | None = None
+    ) -> None:
         self.problem = problem
-        self.chunk = chunk
+        self.devices = devices = Devices() if devices is None else devices
+        self.chunk = chunk = devices.multiple(chunk)
         # Those of Markov chains, by their kind; see `moves`.
         self.moves: dict[str, Any] = {}
         each = max(problem.cost.largest_array, 1)
@@ -182,11 +187,18 @@ class Programs:
         @jax.jit
         def simulate(u: jax.Array, rng_key: jax.Array) -> Simulation:
             keys = random.split(rng_key, u.shape[0])
-            return lax.map(lambda x: problem.simulate(*x), (u, keys), batch_size=batch)
+
+            def share(u: jax.Array, keys: jax.Array) -> Simulation:
+                return lax.map(
+                    lambda x: problem.simulate(*x), (u, keys), batch_size=batch
+                )
+
+            return devices.map(share, u, keys)
 
         @jax.jit
         def prior(rng_key: jax.Array) -> jax.Array:
-            return vmap(problem.sample_prior)(random.split(rng_key, chunk))
+            keys = devices.spread(random.split(rng_key, chunk))
+            return vmap(problem.sample_prior)(keys)
 
         self.simulate, self.prior = simulate, prior
 

@@ -19,6 +19,7 @@ from numpyro.infer.hmc_util import velocity_verlet
 
 from numpyro_epi._math.constraints import Targets, deviations
 from numpyro_epi._model.problem import Problem
+from numpyro_epi._solver.devices import Devices
 
 # Leapfrog steps of a move, and how far their size is jittered against resonances.
 NUM_LEAPFROG = 8
@@ -55,13 +56,14 @@ def whitening(u: np.ndarray) -> np.ndarray:
 
 
 def make_moves(
-    problem: Problem, kind: str, *, forward: bool = False
+    problem: Problem, kind: str, devices: Devices, *, forward: bool = False
 ) -> tuple[Callable, int]:
     """Compile moves of all particles.
 
     Args:
         problem: the model.
         kind: "hmc" or "walk".
+        devices: that share the particles.
         forward: whether derivatives are taken in forward mode.
 
     Returns:
@@ -112,7 +114,7 @@ def make_moves(
     def run(u, key, tilt, scale, inverse, size, num_moves):  # noqa: ANN001, ANN202
         def body(i, carry):  # noqa: ANN001, ANN202
             x, size, total = carry
-            keys = random.split(random.fold_in(key, i), x.shape[0])
+            keys = devices.spread(random.split(random.fold_in(key, i), x.shape[0]))
             x, accepted = vmap(move, in_axes=(0, 0, None, None, None))(
                 x, keys, scale, tilt, size
             )
@@ -121,9 +123,9 @@ def make_moves(
             return x, size, total + share
 
         x, size, total = lax.fori_loop(
-            0, num_moves, body, (u @ inverse.T, size, jnp.zeros(()))
+            0, num_moves, body, (devices.spread(u @ inverse.T), size, jnp.zeros(()))
         )
-        return x @ scale.T, size, total / num_moves
+        return devices.spread(x @ scale.T), size, total / num_moves
 
     return run, {"hmc": NUM_LEAPFROG + 1, "walk": 2}[kind]
 

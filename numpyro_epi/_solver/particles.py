@@ -93,7 +93,9 @@ class Particles:
         forward = kind == "hmc" and self.problem.derivatives.reverse is not None
         programs = simulator.programs
         if kind not in programs.moves:
-            programs.moves[kind] = make_moves(self.problem, kind, forward=forward)
+            programs.moves[kind] = make_moves(
+                self.problem, kind, programs.devices, forward=forward
+            )
         self.moves, self.calls_per_move = programs.moves[kind]
         self.size = size
         self.max_blocks = max_blocks

@@ -9,7 +9,7 @@ number.
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax, random, vmap
 
 from numpyro_epi._model.problem import Problem, Simulation
+from numpyro_epi._solver.devices import Devices
 from numpyro_epi._train.guide import GuideFunctions, Params
 
 # Simulations at once on a CPU: as many as keep the largest array within so many bytes.
@@ -52,11 +53,18 @@ class Chunks:
         guide: the guide.
         size: draws that one call of a compiled function makes, simulates or evaluates.
         num_particles: of a step: no more simulations run side by side.
+        devices: that share the draws; None for one.
     """
 
     def __init__(
-        self, problem: Problem, guide: GuideFunctions, size: int, num_particles: int
+        self,
+        problem: Problem,
+        guide: GuideFunctions,
+        size: int,
+        num_particles: int,
+        devices: Devices | None = None,
     ) -> None:
+        self.devices = Devices() if devices is None else devices
         self.problem = problem
         self.guide = guide
         self.size = size
@@ -105,7 +113,8 @@ class Chunks:
     @cached_property
     def _prior_chunk(self) -> Callable:
         def draw(key: jax.Array) -> jax.Array:
-            return vmap(self.problem.sample_prior)(random.split(key, self.size))
+            keys = self.devices.spread(random.split(key, self.size))
+            return vmap(self.problem.sample_prior)(keys)
 
         return jax.jit(vmap(draw))
 
@@ -124,7 +133,9 @@ class Chunks:
         def many(u: jax.Array, keys: jax.Array, batch_size: int) -> Simulation:
             num_restarts, num = u.shape[:2]
             keys = vmap(lambda k: random.split(k, num))(keys).reshape(-1)
-            flat = one(u.reshape(-1, u.shape[-1]), keys, batch_size)
+            flat = self.devices.map(
+                partial(one, batch_size=batch_size), u.reshape(-1, u.shape[-1]), keys
+            )
             return jax.tree.map(
                 lambda x: x.reshape((num_restarts, num) + x.shape[1:]), flat
             )
@@ -154,7 +165,10 @@ class Chunks:
 
     @cached_property
     def _log_q_chunk(self) -> Callable[[Params, jax.Array], jax.Array]:
-        return jax.jit(vmap(self.guide.log_prob))
+        def one(params: Params, u: jax.Array) -> jax.Array:
+            return self.guide.log_prob(params, self.devices.spread(u))
+
+        return jax.jit(vmap(one))
 
     def log_q(self, params: Params, u: np.ndarray) -> np.ndarray:
         """Log density of the guide at u, shape (R, n, D)."""
@@ -167,6 +181,7 @@ class Chunks:
     def _draw_chunk(self) -> Callable:
         def one(params: Params, key: jax.Array):  # noqa: ANN202
             u, log_q = self.guide.sample(params, key, self.size)
+            u = self.devices.spread(u)
             return u, log_q, self.problem.constrain(u)[1]
 
         return jax.jit(vmap(one))

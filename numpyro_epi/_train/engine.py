@@ -19,6 +19,7 @@ from jax import lax, vmap
 
 from numpyro_epi._math.constraints import Targets
 from numpyro_epi._model.problem import Problem
+from numpyro_epi._solver.devices import Devices
 from numpyro_epi._solver.draws import Programs
 from numpyro_epi._solver.search import PARTICLES
 from numpyro_epi._train.chunks import Chunks
@@ -66,8 +67,10 @@ class Engine:
         self.decays = optim is None and options.schedule is None
         # Requests are filled up to whole chunks: small ones for a run that asks little.
         least = min(options.num_evaluation // 4, options.warm_start_size)
-        size = max(min(least, MAX_CHUNK), MIN_CHUNK)
-        self.chunks = Chunks(problem, guide, size, options.num_particles)
+        self.devices = Devices(options.mesh)
+        size = self.devices.multiple(max(min(least, MAX_CHUNK), MIN_CHUNK))
+        num = options.num_particles
+        self.chunks = Chunks(problem, guide, size, num, self.devices)
         warn_of_deadlock(problem, options.num_restarts * options.num_particles)
         self._updates: dict[str, Callable] = {}
         self._scans: dict[tuple[str, int], Callable] = {}
@@ -83,7 +86,7 @@ class Engine:
                 stat_gradient=stat_gradient,
                 masks_invalid=options.on_invalid == "mask",
                 rate=VIOLATION_RATE if options.schedule is None else 1.0,
-                mesh=options.mesh,
+                devices=self.devices,
             )
             update = make_update(
                 objective,
@@ -160,7 +163,8 @@ class Engine:
     def programs(self) -> Programs:
         """Of searches for the law."""
         size = self.options.warm_start_size
-        return Programs(self.problem, max(int(PARTICLES * size), MIN_CHUNK))
+        chunk = max(int(PARTICLES * size), MIN_CHUNK)
+        return Programs(self.problem, chunk, self.devices)
 
     @cached_property
     def init_optim(self) -> Callable[[Params], Any]:
@@ -170,7 +174,7 @@ class Engine:
     @cached_property
     def pilot(self) -> Callable:
         """Differences and derivatives of the statistics."""
-        return make_pilot(self.problem, self.problem.table.has_var)
+        return make_pilot(self.problem, self.problem.table.has_var, self.devices)
 
     @cached_property
     def reweigh(self) -> Callable[[Params, jax.Array], Params]:
@@ -218,7 +222,7 @@ class Engine:
     @cached_property
     def fit(self) -> Fit:
         """Maximum-likelihood fit of the guide to draws; see `make_fit`."""
-        return make_fit(self.guide)
+        return make_fit(self.guide, self.devices)
 
 
 def default_optim(options: Options) -> optax.GradientTransformation:

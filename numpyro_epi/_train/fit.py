@@ -18,6 +18,7 @@ import optax
 from jax import lax, random, vmap
 from jax.flatten_util import ravel_pytree
 
+from numpyro_epi._solver.devices import Devices
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.state import choose_rows
 
@@ -32,8 +33,8 @@ DECAYS = (0.0, 0.3)
 Fit = Callable[..., tuple[Params, Any]]
 
 
-def make_fit(guide: GuideFunctions) -> Fit:
-    """Compiled fit of all restarts.
+def make_fit(guide: GuideFunctions, devices: Devices) -> Fit:
+    """Compiled fit of all restarts; the devices share the draws of a step.
 
     Call as `fit(params, train, held_out, keys, num_chunks, decay)`, draws of shape
     (R, n, D). Returns the parameters with the best mean log q on `held_out` and that
@@ -54,7 +55,7 @@ def make_fit(guide: GuideFunctions) -> Fit:
             return unravel_params(flat / sizes)
 
         def loss(flat: jax.Array, u: jax.Array) -> jax.Array:
-            return -guide.log_prob(unravel(flat), u).mean()
+            return -guide.log_prob(unravel(flat), devices.spread(u)).mean()
 
         def step(carry, key, rate):  # noqa: ANN001, ANN202
             flat, state = carry

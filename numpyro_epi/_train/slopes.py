@@ -14,6 +14,7 @@ from jax import lax, vmap
 from numpyro_epi._math.constraints import Targets, deviations
 from numpyro_epi._model.cost import Cost
 from numpyro_epi._model.problem import Problem
+from numpyro_epi._solver.devices import Devices
 
 # Simulated for each pilot draw: both sides of it, and a place between them.
 NUM_PLACES = 3
@@ -21,7 +22,9 @@ NUM_PLACES = 3
 PILOT_BYTES = 2**27
 
 
-def make_pilot(problem: Problem, has_var: np.ndarray) -> Callable:
+def make_pilot(
+    problem: Problem, has_var: np.ndarray, devices: Devices | None = None
+) -> Callable:
     """Paired differences and derivatives along coordinate directions.
 
     Returns:
@@ -47,12 +50,13 @@ def make_pilot(problem: Problem, has_var: np.ndarray) -> Callable:
         return (stats[0] - stats[1]) / 2.0, slopes[2] * size
 
     def many(u, steps, directions, keys, where, targets):  # noqa: ANN001, ANN202
-        return lax.map(
-            partial(one, steps, targets),
-            (u, directions, keys, where),
-            batch_size=_even(len(u), most),
-        )
+        def share(*draws):  # noqa: ANN002, ANN202
+            each = partial(one, steps, targets)
+            return lax.map(each, draws, batch_size=_even(len(draws[0]), most))
 
+        return layout.map(share, u, directions, keys, where)
+
+    layout = Devices() if devices is None else devices
     is_backward = problem.derivatives.forward is not None
     look = _backward if is_backward else _forward
     most = pilot_batch(

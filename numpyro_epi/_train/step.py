@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import optax
 from jax import lax, random, vmap
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from numpyro_epi._math.constraints import Targets, deviations
 from numpyro_epi._math.lagrangian import (
@@ -37,6 +36,7 @@ from numpyro_epi._math.lagrangian import (
     tilt_multipliers,
 )
 from numpyro_epi._model.problem import Problem, Simulation
+from numpyro_epi._solver.devices import Devices
 from numpyro_epi._train.gate import gated, is_finite
 from numpyro_epi._train.guide import GuideFunctions, Params
 from numpyro_epi._train.state import GuideState, StepInfo
@@ -120,7 +120,7 @@ class Objective:
         stat_gradient: "reverse", "forward", "score" or "replay".
         masks_invalid: whether any number of failed simulations is left out.
         rate: of the moving average of the violation; 1 for none.
-        mesh: devices over which the particles are spread, or None.
+        devices: that share the particles; None for one.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Objective:
         stat_gradient: str,
         masks_invalid: bool,
         rate: float = VIOLATION_RATE,
-        mesh: Any = None,
+        devices: Devices | None = None,
     ) -> None:
         self.problem = problem
         self.guide = guide
@@ -140,8 +140,7 @@ class Objective:
         self.replays = stat_gradient == "replay"
         self.uses_score = masks_invalid or stat_gradient in ("score", "replay")
         self.rate = rate
-        # Only the particles are laid out by hand; the rest is left to the compiler.
-        self.mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
+        self.devices = Devices() if devices is None else devices
         self.has_var = problem.table.has_var
         simulate = problem.simulate_step
         if stat_gradient == "forward" and not self.uses_score:
@@ -150,19 +149,10 @@ class Objective:
             simulate = gated(simulate)
         self.simulate = simulate
 
-    def _spread(self, array: jax.Array) -> jax.Array:
-        """Lay the particle axis out over the devices of the mesh."""
-        if self.mesh is None:
-            return array
-        axis = self.mesh.axis_names[0]
-        return lax.with_sharding_constraint(
-            array, NamedSharding(self.mesh, PartitionSpec(axis))
-        )
-
     def particles(self, u: jax.Array, key: jax.Array, targets: Targets) -> Particles:
         """Simulate each particle once."""
-        keys = self._spread(random.split(key, u.shape[0]))
-        sim = vmap(self.simulate)(self._spread(u), keys)
+        keys = self.devices.spread(random.split(key, u.shape[0]))
+        sim = vmap(self.simulate)(self.devices.spread(u), keys)
         return Particles.from_simulation(sim, targets, self.has_var)
 
     def _draw(
@@ -189,7 +179,7 @@ class Objective:
         size = state.memory.u.shape[0]
         rows = random.randint(key, (self.num_particles,), 0, size)
         memory = jax.tree.map(lambda x: x[rows], state.memory)
-        log_q = self.guide.log_prob(params, self._spread(memory.u))
+        log_q = self.guide.log_prob(params, self.devices.spread(memory.u))
         ratio = lax.stop_gradient(log_q) - memory.log_q
         weights = jnp.exp(jnp.minimum(ratio, jnp.log(MAX_WEIGHT)))
         sim = Simulation(memory.log_prior, memory.log_likelihood, memory.stats)
