@@ -324,6 +324,8 @@ def _cost(result: "EPIResult") -> list[str]:
         f"  {result.seconds:.1f} s, {result.num_simulations:,} simulations, {noisy} "
         f"statistics, gradient: {result.gradient.choice} ({result.gradient.reason})"
     ]
+    if result.stopped_by != "done":
+        lines.append(f"  not run to its end: stopped by {result.stopped_by}")
     if result.has_noisy_likelihood:
         noise = result._engine.problem.likelihood_noise
         lines += [f"  {sentence}" for sentence in noise.sentences()]

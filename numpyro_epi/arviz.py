@@ -258,6 +258,7 @@ def _attributes(
         "inference_library_version": package_version(),
         "status": str(result.status),
         "message": result.message,
+        "stopped_by": result.stopped_by,
         "entropy": result.entropy,
         "divergence": result.divergence,
         "score": result.score,

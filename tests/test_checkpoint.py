@@ -176,10 +176,17 @@ def mutated(data, rng):
     return bytes(data[: places[0]] + rng.bytes(50) + data[places[0] :])
 
 
-def test_damaged_files_are_read_right_or_refused(tmp_path, checkpoint):
+@pytest.mark.parametrize("kind", ["checkpoint", "result"])
+def test_damaged_files_are_read_right_or_refused(kind, tmp_path, checkpoint):
     """A thousand accidents; what is read all the same is what was written."""
-    whole, path = checkpoint.read_bytes(), tmp_path / "damaged.npz"
-    header, arrays = _archive.read(checkpoint)
+    source, path = checkpoint, tmp_path / "damaged.npz"
+    if kind == "result":
+        source = tmp_path / "result.npz"
+        INFERENCE.run(KEY, init_state=INFERENCE.init(KEY), max_seconds=1e-9).save(
+            source
+        )
+    whole = source.read_bytes()
+    header, arrays = _archive.read(source)
     rng, num_refused = np.random.default_rng(0), 0
     began = time.perf_counter()
     for _ in range(1000):
@@ -196,7 +203,10 @@ def test_damaged_files_are_read_right_or_refused(tmp_path, checkpoint):
     assert time.perf_counter() - began < 200
     path.write_bytes(mutated(whole, rng)[:-100])
     with pytest.raises(ValueError, match="damaged"):
-        made().run(KEY, checkpoint=path)
+        if kind == "result":
+            epi.EPIResult.load(path, gaussian, GUIDE)
+        else:
+            INFERENCE.run(KEY, checkpoint=path)
 
 
 def archive(path, members, compression=zipfile.ZIP_STORED):
@@ -315,13 +325,14 @@ def test_the_bar_says_what_is_left_of_a_budget(capsys):
     assert "simulations left)" in shown
 
 
-def test_stops_are_kept_in_files(tmp_path):
+def test_stops_are_kept_in_files(tmp_path, capsys):
     result = INFERENCE.run(KEY, max_seconds=1e-9)
     result.save(tmp_path / "result.npz")
     again = epi.EPIResult.load(tmp_path / "result.npz", gaussian, GUIDE)
     assert (again.stopped_by, again.status) == ("budget", result.status)
     assert again.gradient.choice == "none"
     again.print_summary()
+    assert "stopped by budget" in capsys.readouterr().out
 
 
 MISUSE = [
