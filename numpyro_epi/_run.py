@@ -5,8 +5,12 @@
 
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from numpyro_epi._checks import as_count
 from numpyro_epi._files import Checkpoint
@@ -34,29 +38,32 @@ class Limits(NamedTuple):
         cls, max_seconds: Any, max_simulations: Any, callbacks: Sequence[Callable]
     ) -> "Limits":
         """From what a user passes."""
-        is_number = isinstance(max_seconds, int | float)
-        if max_seconds is not None and not (is_number and max_seconds > 0):
+        is_number = isinstance(max_seconds, Real) and not isinstance(max_seconds, bool)
+        if max_seconds is not None and not (is_number and float(max_seconds) > 0):
             raise ValueError(
                 "`max_seconds` must be a positive number of seconds, or None, but got "
                 f"{max_seconds!r}. Leave it out for a run without a limit."
             )
         if max_simulations is not None:
             max_simulations = as_count("max_simulations", max_simulations)
-        if callable(callbacks):
-            callbacks = (callbacks,)
+        callbacks = (callbacks,) if callable(callbacks) else tuple(callbacks or ())
         for callback in callbacks:
             if not callable(callback):
                 raise TypeError(
                     "`callbacks` must be functions of an `EPIState`, but got "
                     f"{callback!r}. Pass `callbacks=[function]`."
                 )
-        return cls(max_seconds, max_simulations, tuple(callbacks))
+        return cls(max_seconds, max_simulations, callbacks)
 
-    def num_draws_left(self, num_simulations: int) -> int | None:
-        """Draws that may judge a result after so many simulations, at least 100."""
-        if self.max_simulations is None:
-            return None
-        return max(self.max_simulations - num_simulations, 100)
+    def num_draws_left(self, state: EPIState, num_restarts: int) -> int | None:
+        """Draws of each guide that may judge a result, at least 100; None for any."""
+        most = np.inf
+        if self.max_simulations is not None:
+            most = self.max_simulations - state.num_simulations
+        if self.max_seconds is not None:
+            each = state.seconds / max(state.num_simulations, 1)
+            most = min(most, self.max_seconds / LAST_SHARE / max(each, 1e-9))
+        return None if most == np.inf else max(int(most / num_restarts), 100)
 
     def left(self, state: EPIState, began: float) -> str:
         """What is left of the budgets, in words."""
@@ -120,14 +127,27 @@ def parameters(model: Callable) -> tuple[str, ...]:
 
 
 def run_on(
-    solver: Solver, state: EPIState, limits: Limits, checkpoint: Checkpoint | None
+    solver: Solver,
+    state: EPIState,
+    limits: Limits,
+    checkpoint: Checkpoint | None,
+    began: float,
 ) -> tuple[EPIState, str]:
     """Advance a state until it is done, or until something ends it.
+
+    Args:
+        solver: of the run.
+        state: from which it goes on.
+        limits: what may end it.
+        checkpoint: where states are kept, or None.
+        began: when this part of the run did.
 
     Returns:
         The last state, and what ended it: "done", "budget", "callback", "interrupt".
     """
-    began, stopped_by = time.perf_counter(), "done"
+    stopped_by = "done"
+    if checkpoint is not None and not state.is_done:
+        checkpoint.write(state, is_last=True)  # what fails does so before the work
     try:
         while not state.is_done:
             cost = state.num_simulations + solver.cost_of_next(state)
@@ -144,5 +164,12 @@ def run_on(
     except KeyboardInterrupt:
         stopped_by = "interrupt"
     if checkpoint is not None:
-        checkpoint.write(state, is_last=True)
+        try:
+            checkpoint.write(state, is_last=True)
+        except OSError as err:  # a result is worth more than its file
+            warnings.warn(
+                f"The last state could not be written to `{checkpoint.path}`: {err}.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
     return state, stopped_by

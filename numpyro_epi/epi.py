@@ -3,6 +3,7 @@
 
 """`EPI`: from a NumPyro program with emergent properties to a distribution."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -248,8 +249,10 @@ class EPI:
         Args:
             rng_key: random key; the same key on the same machine gives the same result.
             *args: of the model.
-            init_state: state from which the run goes on, instead of its beginning.
-            max_seconds: after which this run stops, at the end of a step of it.
+            init_state: state from which the run goes on, instead of its beginning; not
+                where there is a `checkpoint` already.
+            max_seconds: after which this run stops, at the end of a step of it, to be
+                judged by a few draws.
             max_simulations: in all, those of earlier parts of the run too, up to what a
                 step takes. A tenth of them is kept for the draws that judge the result.
             checkpoint: path of a file that holds the latest state, so that a run that
@@ -292,6 +295,7 @@ class EPI:
             >>> result.num_simulations < 25_000
             True
         """
+        began = time.perf_counter()
         limits = Limits.checked(max_seconds, max_simulations, callbacks)
         given = {
             "init_state": init_state,
@@ -311,12 +315,13 @@ class EPI:
         kept, state = None, init_state
         if checkpoint is not None:
             kept = Checkpoint(Path(checkpoint), engine, run_key)
-            state = kept.read() if state is None else state
+            found = kept.read()
+            state = state if found is None else found
         with plain_solver_errors(), Progress(self.options) as progress:
             solver = Solver(engine, progress)
             state = solver.init(run_key) if state is None else state
-            state, stopped_by = run_on(solver, state, limits, kept)
-            num_draws = limits.num_draws_left(state.num_simulations)
+            state, stopped_by = run_on(solver, state, limits, kept, began)
+            num_draws = limits.num_draws_left(state, self.options.num_restarts)
             return assemble(engine, solver.outcome(state, stopped_by, num_draws))
 
     def check(self, rng_key: jax.Array, *args: Any, **kwargs: Any) -> EPICheck:

@@ -26,7 +26,7 @@ SMALL = {
     "warm_start_size": 400,
     "progress_bar": False,
 }
-STAGES = ["law", "first fit", "guide", "verdict", "done"]
+STAGES = ["law", "first fit", "way", "guide", "verdict", "done"]
 
 
 def gaussian():

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from math import prod
@@ -21,7 +22,7 @@ from numpyro_epi._files._format import Arrays
 DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
     EOFError, OSError, MemoryError, RuntimeError, NotImplementedError, RecursionError,
-    struct.error, zlib.error, zipfile.BadZipFile,
+    struct.error, zlib.error, zipfile.BadZipFile, SyntaxError, tokenize.TokenError,
 )  # fmt: skip
 SUFFIX = ".npy"
 

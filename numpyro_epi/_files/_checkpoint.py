@@ -25,7 +25,7 @@ FORMAT = "numpyro_epi checkpoint"
 VERSION = 1
 # Share of a run's time that writing may take.
 MAX_SHARE = 0.05
-# Options that change nothing of what a run finds.
+# Options that change nothing of what a run finds; a mesh changes only rounding.
 FREE = ("progress_bar", "mesh")
 
 
@@ -39,7 +39,12 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path, engine: Engine, rng_key: jax.Array) -> None:
-        self.path = path
+        self.path = path.absolute()
+        if self.path.is_dir() or not self.path.parent.is_dir():
+            raise ValueError(
+                f"Expected the path of a file in a folder that exists as `checkpoint`, "
+                f"got `{path}`. Make the folder, or pass another path."
+            )
         self.engine = engine
         self._identity = identity(engine, rng_key)
         self._earliest = 0.0
@@ -58,7 +63,7 @@ class Checkpoint:
         try:
             header, arrays = _archive.read(self.path)
             found, version, state = (header[k] for k in ("format", "version", "state"))
-            of_file = header["identity"]
+            of_file = dict(header["identity"])
             written_by = str(header["package_version"])
         except _archive.DAMAGE as err:
             raise ValueError(f"{foreign}, or is damaged: {err}. {fix}") from err
@@ -74,9 +79,8 @@ class Checkpoint:
             other = of_file.get(name, "none")
             if other != mine:
                 raise ValueError(
-                    f"Expected the checkpoint of this run, with {_show(mine)} as its "
-                    f"{name}, got `{self.path}`, a checkpoint with {_show(other)}. "
-                    f"{fix}"
+                    f"Expected the checkpoint of this run, {_told(name, mine)}, got "
+                    f"`{self.path}`, a checkpoint {_told(name, other)}. {fix}"
                 )
         try:
             found = Unpacker(arrays, self.engine).unpack(state)
@@ -130,7 +134,8 @@ def identity(engine: Engine, rng_key: jax.Array) -> dict[str, Any]:
     found |= {f"argument `{k}`": v for k, v in pack_arguments(engine).items()}
     found |= {f"option `{k}`": v for k, v in options.items() if k not in FREE}
     found["program"] = program_digest(engine)
-    return json.loads(json.dumps(found))
+    text = json.dumps(found, default=lambda number: number.item())
+    return json.loads(text)
 
 
 def program_digest(engine: Engine) -> str:
@@ -140,18 +145,39 @@ def program_digest(engine: Engine) -> str:
     u = jax.ShapeDtypeStruct((problem.num_latents,), dtype)
     traced = jax.make_jaxpr(problem.simulate)(u, jax.random.key(0))
     parts = [ADDRESS.sub("", str(traced.jaxpr))]
-    parts += [_digest(x) for x in traced.consts if hasattr(x, "dtype")]
+    parts += [_digest(x) for x in _constants(traced) if hasattr(x, "dtype")]
     params = jax.eval_shape(engine.guide.init, jax.random.key(0))
-    parts += [str(params)]
+    parts += [ADDRESS.sub("", str(params))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
+def _constants(closed: Any) -> list[Any]:
+    """Arrays that a program has in it, and the programs in it."""
+    found, jaxpr = list(getattr(closed, "consts", [])), closed
+    if hasattr(closed, "jaxpr"):
+        jaxpr = closed.jaxpr
+    for equation in jaxpr.eqns:
+        for value in equation.params.values():
+            for part in value if isinstance(value, list | tuple) else [value]:
+                if hasattr(part, "eqns") or hasattr(part, "jaxpr"):
+                    found += _constants(part)
+    return found
+
+
 def _digest(array: Any) -> str:
+    if jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
     array = np.asarray(array)
     text = f"{array.shape} {array.dtype}".encode()
     return hashlib.sha256(text + array.tobytes()).hexdigest()
 
 
-def _show(value: Any) -> str:
+def _told(name: str, value: Any) -> str:
+    """What is known of a run, in words; a digest tells nobody anything."""
+    if name == "key":
+        return f"with `rng_key` {value[1][:6]}" if value != "none" else "without a key"
+    if name == "program":
+        return f"of program {value[:6]} (model, priors, sizes of the guide, JAX)"
     text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    return f"with {text} as its {name}"

@@ -82,7 +82,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Arrays]:
         raise FileNotFoundError(f"Expected a file of a result, got no `{path}`.")
     try:
         header, arrays = _archive.read(path)
-        found = header["format"]
+        found, *_ = (header[name] for name in ("format", "version", "package_version"))
     except _archive.DAMAGE as err:
         raise ValueError(f"{foreign}: {err}.") from err
     if found != FORMAT:

@@ -100,7 +100,10 @@ class Packer:
         if type(value) in (list, tuple):
             parts = [self.pack(x, _join(path, str(i))) for i, x in enumerate(value)]
             return [name, *parts]
-        raise TypeError(f"A state has a {name}, which no file can hold.")
+        if jax.tree.leaves(value) == [value]:
+            raise TypeError(f"A state has a {name}, which no file can hold.")
+        # Parameters of a network, say, in records of its own.
+        return ["params", self.pack(flatten(value), path)]
 
     def _record(self, value: Any, path: str) -> list:
         packed = []
@@ -126,6 +129,8 @@ class Packer:
             data = jax.random.key_data(value)
         if name is None:
             name = path
+            if name in self.arrays or not name.isprintable():
+                name = f"array {len(self.arrays)}"
             self.arrays[name] = np.asarray(data)
             self._names[id(value)] = name
             self._kept.append(value)
@@ -165,6 +170,13 @@ class Unpacker:
                 return [self.unpack(part) for part in parts]
             case "tuple":
                 return tuple(self.unpack(part) for part in parts)
+            case "params":
+                keys = jax.random.split(jax.random.key(0), 1)
+                tree = jax.eval_shape(self.engine.init_params, keys)
+                leaves = self.unpack(parts[0])
+                if list(leaves) != list(flatten(tree)):
+                    raise ValueError("parameters of another guide")
+                return jax.tree.unflatten(jax.tree.structure(tree), leaves.values())
             case "record":
                 return self._record(*parts)
         raise ValueError(f"a {kind!r}")
@@ -180,7 +192,10 @@ class Unpacker:
 
     def _optimiser(self, params: Any, leaves: dict[str, Any]) -> Any:
         """The state of the optimiser of these parameters."""
-        tree = jax.eval_shape(self.engine.init_optim, params)
+        try:
+            tree = jax.eval_shape(self.engine.init_optim, params)
+        except (ValueError, KeyError, TypeError) as err:
+            raise OptimiserError(f"parameters that {err!r} is said of") from err
         for name in [*leaves, *flatten(tree)]:
             shown = [
                 f"{x[name].shape}, {x[name].dtype}" if name in x else "none"

@@ -13,7 +13,6 @@ import numpy as np
 
 from numpyro_epi._math.importance import systematic_resample
 from numpyro_epi._solver.law import Law
-from numpyro_epi._train.chunks import Evaluation
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.first_fit import WeightedDraws, fit_first
 from numpyro_epi._train.laws import Laws
@@ -24,12 +23,15 @@ from numpyro_epi._train.pilot import (
 from numpyro_epi._train.records import Scores
 from numpyro_epi._train.simulations import Simulations
 from numpyro_epi._train.state import GuideState, PoolDraws, choose_restarts
-from numpyro_epi._train.steer import Way, steer
+from numpyro_epi._train.steer import STEER_STEPS, Steering, Way
 
 # Nats from the maximum beyond which a fitted guide is left for an untrained one.
 MAX_MISFIT = 20.0
 # Nats from the maximum beyond which draws of the law would hold a guide back.
 LARGE_GAP = 0.5
+
+# Moves of the targets in one step of a run.
+MOVES_AT_ONCE = 10
 
 
 class Approach:
@@ -97,28 +99,61 @@ class Approach:
         pool = PoolDraws(*arrays)
         return pool.without_density if self.simulations.ledger.num_repeats > 1 else pool
 
-    def steer(self, state: GuideState, stat_gradient: str) -> GuideState:
-        """Where the guides are; those without a law are led to their targets."""
+    def look(self, state: GuideState) -> tuple[GuideState, np.ndarray]:
+        """Where the guides are, and which ones have a way to go, shape (R,)."""
         state = self._look(state)
         if self.options.schedule is not None:
-            return state
+            return state, np.zeros(self.num_restarts, bool)
         is_misfit = self.gaps > MAX_MISFIT
         if is_misfit.any():
             # In tens of dimensions weighted draws tell the multipliers, but not a flow.
             state = self._look(self._start_over(state, is_misfit))
         is_far = ~self.laws.exist | is_misfit | (not self.engine.guide.has_fast_density)
-        is_far &= np.stack([np.abs(s.violation) >= 1.0 for s in self.scores]).any(
-            axis=1
+        sizes = np.abs(np.stack([s.violation for s in self.scores]))
+        return state, is_far & (sizes >= 1.0).any(axis=1)
+
+    def lead(self, state: GuideState, is_far: np.ndarray) -> Steering:
+        """Guides without a law are led to their targets, from where they are."""
+        if is_far.all():  # draws of weight zero: no step shall pay for them
+            state = state._replace(pool=state.pool.empty)
+        table, stats = self.simulations.table, self._evaluation.stats
+        way = Way.from_stats(stats, table.mean, table.scale, table.has_var)
+        begun = state._replace(
+            running=jnp.where(is_far[:, None], 0.0, state.running),
+            multipliers=jnp.where(is_far[:, None], 0.0, state.multipliers),
         )
-        if is_far.any():
-            found = state.multipliers
-            state = self._look(
-                self._lead(state, self._evaluation, is_far, stat_gradient)
-            )
-            is_found = self.laws.exist[:, None]
-            state = state._replace(
-                multipliers=jnp.where(is_found, found, state.multipliers)
-            )
+        return Steering.start(way, begun, is_far)
+
+    def advance(self, steering: Steering, stat_gradient: str) -> Steering:
+        """Some moves along the way."""
+        # There are no simulated draws to replay yet.
+        gradient = "score" if stat_gradient == "replay" else stat_gradient
+        before = steering.num_moves
+        for _ in range(MOVES_AT_ONCE):
+            if steering.is_done(self.options):
+                break
+            steering = steering.advance(self.engine, gradient)
+        num_steps = (steering.num_moves - before) * STEER_STEPS
+        num = num_steps * self.options.num_particles * self.num_restarts
+        self.simulations.count(num)
+        return steering
+
+    def arrive(self, steering: Steering, found: jax.Array) -> GuideState:
+        """The guides at the end of the way.
+
+        Args:
+            steering: at its end.
+            found: multipliers of the laws, shape (R, K), which stay.
+        """
+        state = self._look(steering.end(self.engine))
+        is_found = self.laws.exist[:, None]
+        multipliers = jnp.where(is_found, found, state.multipliers)
+        return state._replace(multipliers=multipliers)
+
+    def with_anchors(self, state: GuideState) -> GuideState:
+        """Without draws of the law where these would hold a guide back."""
+        if self.options.schedule is not None:
+            return state
         is_slow = self.gaps > LARGE_GAP
         return state._replace(
             anchor=_where(is_slow, 0.0, state.anchor),
@@ -137,25 +172,6 @@ class Approach:
     def gaps(self) -> np.ndarray:
         """Nats that each guide has to gain, shape (R,); NaN where that is not known."""
         return np.array([s.gap for s in self.scores])
-
-    def _lead(
-        self, state: GuideState, ev: Evaluation, is_far: np.ndarray, stat_gradient: str
-    ) -> GuideState:
-        """Move the targets of some restarts from where draws of the guide are."""
-        if is_far.all():  # draws of weight zero: no step shall pay for them
-            state = state._replace(pool=state.pool.empty)
-        table = self.simulations.table
-        way = Way.from_stats(ev.stats, table.mean, table.scale, table.has_var)
-        state = state._replace(
-            running=jnp.where(is_far[:, None], 0.0, state.running),
-            multipliers=jnp.where(is_far[:, None], 0.0, state.multipliers),
-        )
-        # There are no simulated draws to replay yet.
-        gradient = "score" if stat_gradient == "replay" else stat_gradient
-        state, num_steps = steer(self.engine, state, way, is_far, gradient)
-        num = num_steps * self.options.num_particles * self.num_restarts
-        self.simulations.count(num)
-        return state
 
     def _start_over(self, state: GuideState, is_misfit: np.ndarray) -> GuideState:
         """Untrained guides instead of some; what importance sampling found stays."""

@@ -182,10 +182,12 @@ class Laws:
                 found.append(s)
                 continue
             noise = 2.0 * law.log_normalizer_error
-            gap = law.log_normalizer - noise - s.score(law.multipliers)
+            gap, error = law.log_normalizer - noise - s.score(law.multipliers), 0.0
             if law.draws.is_quiet:
                 gap = np.fmax(gap, gap_of_draws(law, self.simulations.table, ev, r))
-            found.append(s._replace(gap=float(gap)))
+            else:
+                error = s.score_error
+            found.append(s._replace(gap=float(gap), gap_error=error))
         return found
 
     def _kind_of_moves(self, u: np.ndarray) -> str:

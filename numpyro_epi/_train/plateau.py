@@ -69,8 +69,8 @@ class Plateau(NamedTuple):
         A score has noise: of guides that it cannot tell apart the last one is best.
         """
         merit = np.where(np.isfinite(merit), merit, -np.inf)
-        noise = np.array(
-            [2.0 * s.score_error if np.isnan(s.gap) else 0.0 for s in scores]
+        noise = 2.0 * np.array(
+            [s.score_error if np.isnan(s.gap) else s.gap_error for s in scores]
         )
         is_better = merit > self.merit - noise
         has_gained = merit > self.merit + MIN_GAIN + noise

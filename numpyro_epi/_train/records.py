@@ -20,7 +20,8 @@ class Scores(NamedTuple):
 
     `variance` is that of T, scaled units, shape (K,), `divergence_error` and
     `score_error` the standard errors of the divergence and of the score without its
-    correction, and `gap` nats from the law, NaN where there is none.
+    correction, `gap` nats from the law, NaN where there is none, and `gap_error` its
+    standard error, 0 where that is of the order of the gap.
     """
 
     entropy: float
@@ -33,6 +34,7 @@ class Scores(NamedTuple):
     divergence_error: float = np.inf
     score_error: float = 0.0
     gap: float = np.nan
+    gap_error: float = 0.0
 
     def score(self, multipliers: np.ndarray) -> float:
         """The objective, corrected for its violation to first order, nats."""

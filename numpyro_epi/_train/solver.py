@@ -13,7 +13,7 @@ import numpy as np
 from numpyro_epi._solver.law import Law
 from numpyro_epi._solver.search import ROUND, Search
 from numpyro_epi._train.agreement import NUM_DRAWS, Agreement, Findings
-from numpyro_epi._train.approach import Approach
+from numpyro_epi._train.approach import MOVES_AT_ONCE, Approach
 from numpyro_epi._train.engine import Engine
 from numpyro_epi._train.laws import Laws
 from numpyro_epi._train.pilot import GradientHealth
@@ -22,22 +22,22 @@ from numpyro_epi._train.records import RunOutcome
 from numpyro_epi._train.simulations import Ledger, Simulations
 from numpyro_epi._train.state import GuideState
 from numpyro_epi._train.status import EPIStatus
+from numpyro_epi._train.steer import STEER_STEPS, Steering
 from numpyro_epi._train.training import Trainer, Training
 from numpyro_epi._train.verdict import final_verdict
 from numpyro_epi._typing import existing
 
 # Of a run that was stopped before its statistics were differentiated.
 UNTRAINED = GradientHealth("none", "stopped before any", np.nan, np.nan)
-# What to do about a run that was stopped.
-WAY_ON = (
-    "It goes on from here with the same `checkpoint`, or from its state (`init_state`)."
-)
 # What stops a run before it is done, its status if nothing is good yet, and in words.
 STOPS = {
-    "budget": (EPIStatus.BUDGET, "Its budget is used up."),
+    "budget": (
+        EPIStatus.BUDGET,
+        "Its budget is used up: a larger one goes on from a `checkpoint`.",
+    ),
     "callback": (EPIStatus.INTERRUPTED, "Stopped by a callback."),
     "interrupt": (EPIStatus.INTERRUPTED, "Stopped from the keyboard."),
-    "hand": (EPIStatus.INTERRUPTED, "It has not been advanced to its end."),
+    "hand": (EPIStatus.INTERRUPTED, "Not advanced to its end."),
 }
 
 
@@ -45,7 +45,8 @@ class EPIState(NamedTuple):
     """All there is of a run at one moment; `EPI.advance` takes it a step further.
 
     Attributes:
-        stage: what comes next: "law", "first fit", "guide", "verdict", or "done".
+        stage: what comes next: "law", "first fit", "way" (to targets that are far, of
+            guides without a law), "guide", "verdict", or "done".
         ledger: what simulations have shown so far.
         findings: on relations between statistics.
         pilot_u: draws of the prior, unconstrained, shape (R, n, D).
@@ -53,9 +54,11 @@ class EPIState(NamedTuple):
         searches: for the laws of the restarts; empty before they begin.
         laws: of the restarts, once they are searched for.
         gradient: how statistics are differentiated, once that is known.
+        steering: of guides on their way.
         training: of the guides, once it has begun.
         outcome: once it is done.
         seconds: so far.
+        last_cost: simulations of the last step.
     """
 
     stage: str
@@ -66,9 +69,11 @@ class EPIState(NamedTuple):
     searches: tuple[Search, ...]
     laws: tuple[Law | None, ...]
     gradient: GradientHealth | None
+    steering: Steering | None
     training: Training | None
     outcome: RunOutcome | None
     seconds: float
+    last_cost: int
 
     @property
     def is_done(self) -> bool:
@@ -117,9 +122,11 @@ class Solver:
             searches=(),
             laws=laws.found,
             gradient=None,
+            steering=None,
             training=None,
             outcome=None,
             seconds=0.0,
+            last_cost=0,
         )
         return state._replace(seconds=time.perf_counter() - began)
 
@@ -132,13 +139,18 @@ class Solver:
         step = {
             "law": self._advance_law,
             "first fit": self._fit_first,
+            "way": self._advance_way,
             "guide": self._train,
             "verdict": self._judge,
         }[state.stage]
         simulations = Simulations(self.engine, state.ledger, self.progress.count)
+        before = state.num_simulations
         state = step(state, simulations)
-        seconds = state.seconds + time.perf_counter() - began
-        return state._replace(ledger=simulations.ledger, seconds=seconds)
+        return state._replace(
+            ledger=simulations.ledger,
+            seconds=state.seconds + time.perf_counter() - began,
+            last_cost=simulations.ledger.num_simulations - before,
+        )
 
     def _advance_law(self, state: EPIState, simulations: Simulations) -> EPIState:
         """A round of a search for a law."""
@@ -159,35 +171,59 @@ class Solver:
         state = state._replace(laws=laws.found, searches=())
         agreement = Agreement(self.engine, simulations, state.findings)
         starts_over = agreement.must_start_over(laws.draws(NUM_DRAWS))
-        stage = "law" if starts_over else "first fit"
-        return state._replace(findings=agreement.findings, stage=stage)
+        state = state._replace(findings=agreement.findings, stage="first fit")
+        return self._start_over(state) if starts_over else state
+
+    def _approach(self, state: EPIState, simulations: Simulations) -> Approach:
+        laws = Laws(self.engine, simulations, state.laws)
+        return Approach(self.engine, simulations, laws)
 
     def _fit_first(self, state: EPIState, simulations: Simulations) -> EPIState:
-        """Guides at their laws; those without one are led to their targets."""
-        laws = Laws(self.engine, simulations, state.laws)
-        approach = Approach(self.engine, simulations, laws)
+        """Guides at their laws."""
+        approach = self._approach(state, simulations)
         guide, gradient = approach.begin(state.guide), state.gradient
         if gradient is None:
             gradient = approach.choose_gradient(guide, state.pilot_u)
-        guide = approach.steer(guide, gradient.choice)
+        guide, is_far = approach.look(guide)
+        state = state._replace(guide=guide, gradient=gradient)
+        if not is_far.any():
+            return self._start_training(state, simulations, approach)
+        return state._replace(steering=approach.lead(guide, is_far), stage="way")
+
+    def _advance_way(self, state: EPIState, simulations: Simulations) -> EPIState:
+        """Guides without a law are led to their targets."""
+        approach = self._approach(state, simulations)
+        choice = existing(state.gradient).choice
+        steering = approach.advance(existing(state.steering), choice)
+        if not steering.is_done(self.options):
+            return state._replace(steering=steering)
+        guide = approach.arrive(steering, state.guide.multipliers)
+        state = state._replace(guide=guide, steering=None)
+        return self._start_training(state, simulations, approach)
+
+    def _start_training(
+        self, state: EPIState, simulations: Simulations, approach: Approach
+    ) -> EPIState:
+        """From guides at their targets, if these agree with each other there."""
+        guide = approach.with_anchors(state.guide)
         agreement = Agreement(self.engine, simulations, state.findings)
         u = None
         if not agreement.findings.is_settled:
             keys = simulations.ledger.keys
             u = self.engine.chunks.draws(guide.params, keys, NUM_DRAWS)[0]
         starts_over = agreement.must_start_over(u)
-        state = state._replace(
-            stage="law" if starts_over else "guide",
-            guide=guide,
-            gradient=gradient,
-            findings=agreement.findings,
-        )
+        state = state._replace(guide=guide, findings=agreement.findings)
         if starts_over:
-            return state
+            return self._start_over(state)
         agreement.warn()
         guide = guide._replace(penalty=simulations.penalty)
-        trainer = self._trainer(state, simulations)
-        return state._replace(training=trainer.start(guide, approach.scores))
+        training = self._trainer(state, simulations).start(guide, approach.scores)
+        return state._replace(stage="guide", training=training)
+
+    def _start_over(self, state: EPIState) -> EPIState:
+        """With other targets: laws of the old ones are none."""
+        none = (None,) * self.options.num_restarts
+        return state._replace(stage="law", laws=none, searches=())
 
     def _trainer(self, state: EPIState, simulations: Simulations) -> Trainer:
         laws = Laws(self.engine, simulations, state.laws)
@@ -226,11 +262,17 @@ class Solver:
         """Simulations that the next step takes, roughly."""
         options = self.options
         judged = options.num_evaluation * options.num_restarts
+        each = options.num_particles * options.num_restarts
         if state.stage == "law":
-            return int(ROUND * options.warm_start_size) * state.ledger.num_repeats
+            # A round, or as many as the last one took.
+            size = int(ROUND * options.warm_start_size) * state.ledger.num_repeats
+            return max(size, state.last_cost if state.searches else 0)
+        if state.stage == "way":
+            return MOVES_AT_ONCE * STEER_STEPS * each
         if state.stage == "guide" and existing(state.gradient).choice != "replay":
-            steps = options.num_steps * options.num_particles
-            return steps * options.num_restarts + judged
+            return options.num_steps * each + judged
+        if state.stage == "verdict" and existing(state.training).final is not None:
+            return 0
         return judged
 
     def _outcome(
@@ -254,6 +296,7 @@ class Solver:
         simulations.tell()
         ev, scores = final
         laws = Laws(self.engine, simulations, state.laws)
+        is_whole = stopped_by == "done"
         verdicts = [
             final_verdict(
                 simulations,
@@ -262,12 +305,12 @@ class Solver:
                 np.asarray(guide.multipliers[r]),
                 partial(laws.correct, ev, r),
                 laws.own_scores(r, s),
-                "" if stopped_by == "done" else WAY_ON,
+                is_whole=is_whole,
             )
             for r, s in enumerate(scores)
         ]
         agreement = Agreement(self.engine, simulations, state.findings)
-        problem = agreement.look_back(ev.stats)
+        problem = agreement.look_back(ev.stats) if is_whole else None
         if problem is not None:
             verdicts = [(EPIStatus.UNREACHABLE, problem)] * len(verdicts)
         if stopped_by != "done":

@@ -20,6 +20,7 @@ import numpy as np
 
 from numpyro_epi._math.constraints import Targets
 from numpyro_epi._train.engine import Engine
+from numpyro_epi._train.options import Options
 from numpyro_epi._train.state import GuideState, choose_restarts
 
 # Gradient steps between two moves of the targets.
@@ -85,49 +86,67 @@ class Way(NamedTuple):
         return np.maximum(distance - 1.0 / np.maximum(pace, 1e-9), 0.0)
 
 
-def steer(
-    engine: Engine,
-    state: GuideState,
-    way: Way,
-    is_far: np.ndarray,
-    stat_gradient: str,
-) -> tuple[GuideState, int]:
-    """Move the targets of the restarts that are far, and let their guides follow.
+class Steering(NamedTuple):
+    """Guides on their way.
 
-    Args:
-        engine: compiled functions.
-        state: before the first epoch.
+    Attributes:
         way: the path.
+        before: the guides where they began.
+        guide: the guides now.
+        distance: from the wanted targets, from 1 to 0, shape (R,).
         is_far: which restarts have a way to go, shape (R,).
-        stat_gradient: how to differentiate the statistics.
-
-    Returns:
-        The state with the guides where they arrived, the wanted targets, and a fresh
-        optimiser; and the number of gradient steps.
+        num_moves: of the targets so far.
+        num_waits: one after the other, until now.
     """
-    distance = np.where(is_far, 1.0, 0.0)
-    options = engine.options
-    max_moves = options.num_epochs * options.num_steps // STEER_STEPS
-    num_moves = num_waits = 0
-    before = state
-    while distance.any() and num_moves < max_moves and num_waits < MAX_WAITS:
-        target = way.next(distance)
-        mean, scale = way.at(target)
-        state = state._replace(targets=Targets.of(mean, scale))
-        state, infos = engine.run_steps(state, STEER_STEPS, stat_gradient)
+
+    way: Way
+    before: GuideState
+    guide: GuideState
+    distance: np.ndarray
+    is_far: np.ndarray
+    num_moves: int = 0
+    num_waits: int = 0
+
+    @classmethod
+    def start(cls, way: Way, guide: GuideState, is_far: np.ndarray) -> "Steering":
+        """Before the first move."""
+        return cls(way, guide, guide, np.where(is_far, 1.0, 0.0), is_far)
+
+    def is_done(self, options: Options) -> bool:
+        """Whether the guides have arrived, or will not."""
+        most = options.num_epochs * options.num_steps // STEER_STEPS
+        is_lost = self.num_moves >= most or self.num_waits >= MAX_WAITS
+        return is_lost or not self.distance.any()
+
+    def advance(self, engine: Engine, stat_gradient: str) -> "Steering":
+        """A move of the targets, which the guides follow.
+
+        Args:
+            engine: compiled functions.
+            stat_gradient: how to differentiate the statistics.
+        """
+        target = self.way.next(self.distance)
+        guide = self.guide._replace(targets=Targets.of(*self.way.at(target)))
+        guide, infos = engine.run_steps(guide, STEER_STEPS, stat_gradient)
         violation = np.asarray(infos.violation)[STEER_STEPS // 2 :].mean(axis=0)
         has_followed = np.abs(violation).max(axis=1) <= MAX_LAG
-        distance = np.where(has_followed, target, distance)
-        num_waits = 0 if has_followed.any() else num_waits + 1
-        num_moves += 1
-        change = DUAL_RATE * state.penalty * np.nan_to_num(violation)
-        state = state._replace(multipliers=state.multipliers + change)
-    state = state._replace(
-        targets=before.targets,
-        average=state.params,
-        cover=state.params,
-        optim_state=engine.init_optim(state.params),
-        num_steps=before.num_steps,
-    )
-    state = choose_restarts(is_far, state, before, keep=("rng_key", "pool", "memory"))
-    return state, num_moves * STEER_STEPS
+        change = DUAL_RATE * guide.penalty * np.nan_to_num(violation)
+        return self._replace(
+            guide=guide._replace(multipliers=guide.multipliers + change),
+            distance=np.where(has_followed, target, self.distance),
+            num_moves=self.num_moves + 1,
+            num_waits=0 if has_followed.any() else self.num_waits + 1,
+        )
+
+    def end(self, engine: Engine) -> GuideState:
+        """The guides where they are, with the wanted targets and a fresh optimiser."""
+        guide, before = self.guide, self.before
+        guide = guide._replace(
+            targets=before.targets,
+            average=guide.params,
+            cover=guide.params,
+            optim_state=engine.init_optim(guide.params),
+            num_steps=before.num_steps,
+        )
+        kept = ("rng_key", "pool", "memory")
+        return choose_restarts(self.is_far, guide, before, keep=kept)

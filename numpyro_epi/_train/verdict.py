@@ -16,14 +16,14 @@ from numpyro_epi._train.status import EPIStatus
 
 
 def verdict(
-    simulations: Simulations, scores: Scores, way_on: str = ""
+    simulations: Simulations, scores: Scores, *, is_whole: bool = True
 ) -> tuple[EPIStatus, str]:
     """Status of one restart from its final draws.
 
     Args:
         simulations: of the run.
         scores: of the draws.
-        way_on: advice, if the run has not ended by itself.
+        is_whole: whether the run has ended by itself.
     """
     options = simulations.options
     good = is_met(scores, options)
@@ -33,7 +33,7 @@ def verdict(
             "scaled units."
         )
     problem = simulations.ledger.seen.unreachable(simulations.table)
-    if problem is not None:
+    if problem is not None and is_whole:
         return EPIStatus.UNREACHABLE, problem
     if scores.invalid == 1.0:
         return EPIStatus.NOT_CONVERGED, (
@@ -52,12 +52,12 @@ def verdict(
             "It may be met: a few draws far away make the error large. Use more of "
             "them (`num_evaluation`), or a statistic without far values."
         )
-    advice = way_on or advice
-    return EPIStatus.NOT_CONVERGED, (
+    miss = (
         f"The {simulations.table.labels[worst]} is off by "
         f"{scores.violation[worst]:+.3g} +- {scores.violation_error[worst]:.2g} scaled "
-        f"units (tolerance {options.tolerance:g}). {advice}"
+        f"units (tolerance {options.tolerance:g})."
     )
+    return EPIStatus.NOT_CONVERGED, f"{miss} {advice}" if is_whole else miss
 
 
 def final_verdict(
@@ -67,7 +67,8 @@ def final_verdict(
     multipliers: np.ndarray,
     correction: Callable[[], Correction | None],
     own_scores: Scores,
-    way_on: str = "",
+    *,
+    is_whole: bool = True,
 ) -> tuple[EPIStatus, str]:
     """Status of one restart: what ended it before, unless it is lost, or its draws'.
 
@@ -78,12 +79,14 @@ def final_verdict(
         multipliers: scaled units, shape (K,).
         correction: weighs the final draws to the law, if that is trusted.
         own_scores: with fit and divergence of such a law, else of the draws.
-        way_on: advice, if the run has not ended by itself.
+        is_whole: whether the run has ended by itself.
     """
-    found = verdict(simulations, scores, way_on) if ended is None else ended
+    found = ended
+    if found is None:
+        found = verdict(simulations, scores, is_whole=is_whole)
     if found[0] in (EPIStatus.UNREACHABLE,):
         return found
-    if scores.invalid < 1.0:
+    if scores.invalid < 1.0 and is_whole:
         broken = why_model_lost(simulations, own_scores)
         if broken is not None:
             return EPIStatus.NOT_CONVERGED, broken
