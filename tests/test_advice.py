@@ -68,6 +68,9 @@ ELSEWHERE = {
     ("_files/_reading.py", "the guide and the optimiser of the run."): (
         "test_files.py::test_the_optimiser_is_asked_for_again"
     ),
+    ("_files/_checkpoint.py", "Make the folder, or pass another path."): (
+        "test_checkpoint.py::test_misuse_is_named_and_can_be_mended"
+    ),
     ("_run.py", "Leave out one of them."): (
         "test_checkpoint.py::test_misuse_is_named_and_can_be_mended"
     ),

@@ -168,7 +168,7 @@ def test_a_state_is_worth_a_budget():
         state = made.advance(state)
     early = made.result(state)
     assert early.status is epi.EPIStatus.INTERRUPTED
-    assert "before its end" in early.message
+    assert "Not advanced to its end" in early.message
     assert early.restarts[0].law_reason
     while not state.is_done:
         state = made.advance(state)

@@ -43,6 +43,7 @@ from numpyro_epi._train.simulations import Ledger
 from numpyro_epi._train.solver import EPIState
 from numpyro_epi._train.state import GuideState, Memory, PoolDraws
 from numpyro_epi._train.status import EPIStatus, SeenRange
+from numpyro_epi._train.steer import Steering, Way
 from numpyro_epi._train.training import Training
 from numpyro_epi.guides._mixture import Components
 from numpyro_epi.law import EPILaw
@@ -54,7 +55,7 @@ RECORDS = {
         EPIHistory, EPILaw, EPIRestart, EPIState, EpochRecord, Evaluation, Failures,
         Findings, GradientHealth, GuideState, Law, Ledger, LocalMixture, Memory,
         ParticleState, Plateau, PoolDraws, PopulationState, Position, Published,
-        PublishedSchedule, Relation, Replay,
+        PublishedSchedule, Relation, Replay, Steering, Way,
         Retrace, RunOutcome, Scores, Search, SeenRange, Targets, Training, Verdict,
     )
 }  # fmt: skip
@@ -100,7 +101,8 @@ class Packer:
         if type(value) in (list, tuple):
             parts = [self.pack(x, _join(path, str(i))) for i, x in enumerate(value)]
             return [name, *parts]
-        if jax.tree.leaves(value) == [value]:
+        is_ours = type(value).__module__.startswith(__package__.split(".")[0])
+        if is_ours or jax.tree.leaves(value) == [value]:
             raise TypeError(f"A state has a {name}, which no file can hold.")
         # Parameters of a network, say, in records of its own.
         return ["params", self.pack(flatten(value), path)]
