@@ -79,7 +79,7 @@ LAYERS = {
     "result": layer(RESULT, "jax numpy numpyro", lazily="arviz plotting"),
     "_report": layer(RESULT, "numpy"),
     "_files": layer(f"{RESULT} guides", "jax numpy"),
-    "_run": layer(f"{TRAIN} _files", "jax"),
+    "_run": layer(f"{TRAIN} _files", "numpy"),
     "diagnostics": layer(RESULT, "jax numpy numpyro"),
     "sensitivity": layer(RESULT, "jax numpy numpyro optax"),
     "arviz": layer(RESULT, "jax numpy numpyro arviz xarray"),

@@ -158,6 +158,8 @@ def test_the_pilot_chooses_one_that_exists(program, forward, reverse, choice):
     assert inference.check(KEY).gradient.choice == choice
 
 
+@pytest.mark.ci
+@pytest.mark.long
 @pytest.mark.parametrize(("program", "forward", "reverse", "choice"), PROGRAMS)
 def test_single_steps_take_one_that_exists(program, forward, reverse, choice):
     guide = epi.guides.AutoRealNVP(model_of(program), num_flows=2, hidden_dims=(8,))
@@ -175,6 +177,8 @@ def test_curvature_of_the_exact_law_does_without(program_and_result):
     assert np.isfinite(found.tilted).all()
 
 
+@pytest.mark.ci
+@pytest.mark.long
 @pytest.mark.parametrize(("program", "forward", "reverse", "choice"), PROGRAMS)
 def test_a_mode_that_is_asked_for_and_missing_is_refused(
     program, forward, reverse, choice

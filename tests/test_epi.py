@@ -495,7 +495,10 @@ def test_restarts_are_all_kept_and_the_best_is_returned():
         autoguide.AutoMultivariateNormal,
         autoguide.AutoLowRankMultivariateNormal,
         autoguide.AutoIAFNormal,
-        partial(epi.guides.AutoNeuralSpline, num_flows=1, hidden_dims=(10,)),
+        pytest.param(
+            partial(epi.guides.AutoNeuralSpline, num_flows=1, hidden_dims=(10,)),
+            marks=[pytest.mark.ci, pytest.mark.long],
+        ),
     ],
 )
 def test_continuous_guides_can_be_passed(guide):
@@ -512,6 +515,8 @@ def test_guide_without_density_says_which_has_one():
         result.log_prob(result.sample(KEY, 3))
 
 
+@pytest.mark.ci
+@pytest.mark.long
 @pytest.mark.parametrize("optim", [optax.adam(1e-3), numpyro.optim.Adam(1e-3)])
 def test_optimisers_of_optax_and_numpyro(optim):
     assert np.isfinite(run(optim=optim, num_epochs=1).losses).all()
@@ -575,6 +580,8 @@ def test_unreachable_mean_is_named():
     assert len(result.history.entropy) <= 4
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_unreachable_variance_is_named():
     def model():
         z = numpyro.sample("z", dist.Uniform(0, 1))
@@ -595,6 +602,8 @@ def test_check_reports_before_training(capsys):
     assert "rate" in shown
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_noise_is_noticed_and_never_guided():
     def model():
         z = numpyro.sample("z", dist.Normal())

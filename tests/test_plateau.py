@@ -166,6 +166,8 @@ def test_an_epoch_that_ruins_the_guide_does_no_harm(keeps, monkeypatch):
     assert is_right == keeps
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_an_interrupt_leaves_the_best_guide(monkeypatch):
     """Epochs after the best one are not what an interrupted run returns."""
     guides = []

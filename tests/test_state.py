@@ -58,16 +58,21 @@ def digest(state):
     return [number(x) for x in leaves if isinstance(x, np.ndarray | jax.Array | int)]
 
 
+OPTIONS = {
+    "restarts": {"num_restarts": 2},
+    "no law": {"warm_start": False},
+    "replay": {"stat_gradient": "replay"},
+    "published": {"schedule": epi.PublishedSchedule()},
+}
+DEAR = [pytest.mark.ci, pytest.mark.long]
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"num_restarts": 2},
-        {"warm_start": False},
-        {"stat_gradient": "replay"},
-        {"schedule": epi.PublishedSchedule()},
+        pytest.param({}, id="default"),
+        *(pytest.param(x, id=name, marks=DEAR) for name, x in OPTIONS.items()),
     ],
-    ids=["default", "restarts", "no law", "replay", "published"],
 )
 def test_a_run_by_hand_is_the_run(options):
     """Bit for bit; and a state stays as it is when it is advanced."""

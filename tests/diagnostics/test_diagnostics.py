@@ -258,6 +258,8 @@ def narrowed(result):
     )
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_summary_names_the_restart_that_lacks_a_part(capsys):
     result = trained("equal_modes", num_restarts=2)
     whole = diagnostics.restart_diagnostic(result)
@@ -283,6 +285,8 @@ def test_one_restart_has_nothing_to_compare():
 PRICED = ["gaussian", "exponential", "lognormal", "gamma"]
 
 
+@pytest.mark.ci
+@pytest.mark.long
 @pytest.mark.parametrize("name", PRICED)
 def test_prices_are_the_multipliers_with_honest_errors(name):
     """Within 4.5 standard errors of the exact ones: 1e-5 for each of nine prices."""

@@ -156,6 +156,8 @@ def test_log_coordinates_follow_the_chain_rule():
     assert not np.allclose(expected, local.hessian * np.outer(at, at), rtol=0.05)
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_logarithms_of_latents_that_may_be_negative_are_refused():
     at = {"a": [0.5, -0.3], "b": 1.2, "p": [0.2, 0.3, 0.5]}
     with pytest.raises(ValueError, match=r"`a\[0\]` may be negative"):

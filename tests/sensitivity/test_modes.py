@@ -50,6 +50,8 @@ def test_both_modes_are_found_once_each():
     assert (found.log_prob[:-1] >= found.log_prob[1:]).all()
 
 
+@pytest.mark.ci
+@pytest.mark.long
 # Where the density of a logit-normal law is stationary, logit(a) = x has
 # logit(0.9) - x = scale^2 (1 - 2 a): beyond 0.999, just above 0.001; and in between.
 @pytest.mark.parametrize(
@@ -67,6 +69,8 @@ def test_a_mode_held_by_the_edge_is_flagged(scale, is_held):
     assert (a[found.at_boundary] > 0.99).all()
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_modes_of_several_sites_lie_inside_the_support():
     result = sites()
     found = sensitivity.find_modes(result, KEY, num_starts=50, min_share=0.0)
@@ -129,6 +133,8 @@ def test_conditional_modes_of_a_gaussian_lie_on_the_regression_line():
     assert np.abs(wrong - expected).max() > 0.1
 
 
+@pytest.mark.ci
+@pytest.mark.long
 def test_a_path_stays_on_the_branch_that_it_starts_on():
     for side in (-1.0, 1.0):
         found = sensitivity.conditional_modes(
