@@ -18,11 +18,12 @@ import numpy as np
 
 from numpyro_epi._files._format import Arrays
 
-# What a damaged file may raise where it is read.
+# What a damaged file may raise where it is read: by zipfile (RuntimeError for members
+# that claim to be encrypted, or packed in an unknown way), by NumPy, and by JSON.
 DAMAGE = (
-    ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
-    EOFError, OSError, MemoryError, RuntimeError, NotImplementedError, RecursionError,
-    struct.error, zlib.error, zipfile.BadZipFile, SyntaxError, tokenize.TokenError,
+    ValueError, LookupError, TypeError, AttributeError, OverflowError, EOFError,
+    OSError, MemoryError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile,
+    SyntaxError, tokenize.TokenError,
 )  # fmt: skip
 SUFFIX = ".npy"
 

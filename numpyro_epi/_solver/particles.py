@@ -78,7 +78,6 @@ class Particles:
         simulator: of the model.
         kind: of the moves: "hmc", or "walk" where there is no gradient.
         size: number of particles.
-        max_blocks: of moves in a round.
     """
 
     def __init__(
@@ -86,7 +85,6 @@ class Particles:
         simulator: Simulator,
         kind: str,
         size: int = 1000,
-        max_blocks: int = MAX_BLOCKS,
     ) -> None:
         self.simulator = simulator
         self.problem = simulator.problem
@@ -98,7 +96,6 @@ class Particles:
             )
         self.moves, self.calls_per_move = programs.moves[kind]
         self.size = size
-        self.max_blocks = max_blocks
 
     @property
     def table(self) -> ConstraintTable:
@@ -204,7 +201,7 @@ class Particles:
         began, draws = state.draws, state.draws
         size = jnp.asarray(state.step_size, float)
         correlation, num_blocks = 1.0, 0
-        while num_blocks < self.max_blocks and correlation > MAX_CORRELATION:
+        while num_blocks < MAX_BLOCKS and correlation > MAX_CORRELATION:
             keys = random.split(random.fold_in(rng_key, num_blocks))
             u, size, acceptance = self.moves(
                 jnp.asarray(draws.u, float), keys[0], tilt, *maps, size, BLOCK
